@@ -1,0 +1,183 @@
+package mkdaxfs
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/daxfs/containerd-daxfs/internal/disk"
+)
+
+// BuildOptions says how Builder writes a self-contained image.
+type BuildOptions struct {
+	V8      bool
+	NoErofs bool
+	// Share stores equal contents once. Such an image must not be mounted as
+	// EROFS with DAX: the kernel allows one inode per page there.
+	Share bool
+	// Spool collects the data in a temporary file beside the output first and
+	// writes what the tree uses at the end: for sources whose later entries
+	// replace earlier ones. V8 implies it, since its readers expect metadata
+	// before data.
+	Spool bool
+	// Size is the size of the image file in bytes; 0 means as large as needed.
+	Size int64
+}
+
+// BuildStats is what Finish wrote.
+type BuildStats struct {
+	Inodes    int    `json:"inodes"`
+	Names     uint64 `json:"names"`
+	MetaBytes int64  `json:"metadata_bytes"` // without the superblock's block
+	DataBytes int64  `json:"data_bytes"`     // space taken by file data
+	Size      int64  `json:"size"`           // of the image
+}
+
+// Builder writes one self-contained image into a file: `superblock, data,
+// metadata` in the native dialect, so that a stream needs one pass, and
+// `superblock, metadata, data` in v8. Put the contents, build a tree of them,
+// Finish. Not safe for concurrent use.
+type Builder struct {
+	opts  BuildOptions
+	out   *os.File
+	spool *os.File
+	w     *dataWriter
+	known map[[32]byte]int64 // Share: offsets by digest
+}
+
+// NewBuilder starts an image in out, an empty file that stays the caller's.
+func NewBuilder(out *os.File, opts BuildOptions) (*Builder, error) {
+	b := &Builder{opts: opts, out: out, known: make(map[[32]byte]int64)}
+	b.opts.Spool = opts.Spool || opts.V8
+	data := out
+	if b.opts.Spool {
+		f, err := os.CreateTemp(dirOf(out.Name()), ".mkdaxfs-*")
+		if err != nil {
+			return nil, fmt.Errorf("create spool file: %w", err)
+		}
+		// Unlinked at once: nothing is left behind, whatever happens.
+		if err := os.Remove(f.Name()); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("unlink spool file: %w", err)
+		}
+		b.spool, data = f, f
+	}
+	b.w = newDataWriter(data, disk.BlockSize)
+	return b, nil
+}
+
+// Close releases what the builder holds; the output stays as it is.
+func (b *Builder) Close() error {
+	if b.spool == nil {
+		return nil
+	}
+	f := b.spool
+	b.spool = nil
+	return f.Close()
+}
+
+// Put stores exactly size bytes of r as one file's content.
+func (b *Builder) Put(ctx context.Context, r io.Reader, size int64) (Extent, error) {
+	if size == 0 {
+		return Extent{}, nil
+	}
+	off := b.w.begin(size)
+	var h io.Writer
+	var hash *blake3.Hasher
+	if b.opts.Share {
+		hash = blake3.New()
+		h = hash
+	}
+	if err := b.w.copy(ctx, r, size, h); err != nil {
+		return Extent{}, err
+	}
+	e := Extent{Offset: off}
+	if hash != nil {
+		copy(e.Digest[:], hash.Sum(nil))
+		if known, ok := b.known[e.Digest]; ok {
+			// Written, but not needed: later files take the space.
+			if err := b.w.discard(off, size); err != nil {
+				return Extent{}, err
+			}
+			e.Offset = known
+			return e, nil
+		}
+		b.known[e.Digest] = off
+	}
+	return e, nil
+}
+
+// Finish writes the metadata of t, whose extents come from Put.
+func (b *Builder) Finish(ctx context.Context, t *Tree) (*BuildStats, error) {
+	if err := b.w.flush(); err != nil {
+		return nil, err
+	}
+	opts := Options{V8: b.opts.V8, NoErofs: b.opts.NoErofs}
+	l, err := NewLayout(t, opts)
+	if err != nil {
+		return nil, err
+	}
+	metaAt := b.w.end
+	if b.opts.Spool {
+		start := int64(disk.BlockSize)
+		if b.opts.V8 {
+			metaAt = start
+			start += l.MetaSize()
+		}
+		end, err := b.unspool(ctx, l, start)
+		if err != nil {
+			return nil, err
+		}
+		if !b.opts.V8 {
+			metaAt = end
+		}
+		b.w.end = end
+	}
+	end := max(b.w.end, metaAt+l.MetaSize())
+	if b.opts.Size > 0 {
+		if end > b.opts.Size {
+			return nil, fmt.Errorf("image needs %d bytes, size is set to %d: %w", end, b.opts.Size, ErrInvalidTree)
+		}
+		end = b.opts.Size &^ (disk.BlockSize - 1)
+	}
+	super, meta, err := l.Emit(Place{Super: 0, Meta: metaAt, End: end})
+	if err != nil {
+		return nil, err
+	}
+	if err := b.out.Truncate(end); err != nil {
+		return nil, fmt.Errorf("set image size to %d: %w", end, err)
+	}
+	if _, err := b.out.WriteAt(meta, metaAt); err != nil {
+		return nil, fmt.Errorf("write metadata: %w", err)
+	}
+	if _, err := b.out.WriteAt(super, 0); err != nil {
+		return nil, fmt.Errorf("write superblock: %w", err)
+	}
+	return &BuildStats{Inodes: l.Inodes(), Names: l.Entries(), MetaBytes: l.MetaSize(), DataBytes: end - disk.BlockSize - l.MetaSize(), Size: end}, nil
+}
+
+// unspool copies the contents that l's tree uses into the output from start
+// on, in order of inodes, and returns the end of the data.
+func (b *Builder) unspool(ctx context.Context, l *Layout, start int64) (int64, error) {
+	w := newDataWriter(b.out, start)
+	moved := make(map[int64]int64)
+	for _, n := range l.nodes {
+		if !n.IsRegular() || n.Size == 0 {
+			continue
+		}
+		to, ok := moved[n.Extent.Offset]
+		if !ok {
+			from := n.Extent.Offset
+			to = w.begin(n.Size)
+			if err := w.copy(ctx, io.NewSectionReader(b.spool, from, n.Size), n.Size, nil); err != nil {
+				return 0, err
+			}
+			moved[from] = to
+		}
+		n.Extent.Offset = to
+	}
+	return w.end, w.flush()
+}
