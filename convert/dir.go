@@ -30,6 +30,8 @@ type DirOptions struct {
 	ImplicitSince time.Time
 	MaxTime       int64 // as in TarOptions
 	Progress      func(bytes int64)
+	// Warn, if not nil, is told of attributes that are left out.
+	Warn func(Warning)
 }
 
 // FromDir reads the directory at root, which must be on one file system and
@@ -88,7 +90,7 @@ func (d *dirImport) node(path, rel string, st *unix.Stat_t) (*mkdaxfs.Node, erro
 			return whiteout(), nil
 		}
 	} else {
-		xs = plainXattrs(xs)
+		xs = d.plainXattrs(rel, xs)
 	}
 	if d.opts.Upper && n.IsWhiteout() {
 		return whiteout(), nil
@@ -273,11 +275,13 @@ func upperXattrs(rel string, xs []disk.Xattr) (keep []disk.Xattr, white bool, er
 }
 
 // plainXattrs drops what would be taken for marks.
-func plainXattrs(xs []disk.Xattr) []disk.Xattr {
+func (d *dirImport) plainXattrs(rel string, xs []disk.Xattr) []disk.Xattr {
 	var keep []disk.Xattr
 	for _, x := range xs {
 		if !isMark(x.Name) {
 			keep = append(keep, x)
+		} else if d.opts.Warn != nil {
+			d.opts.Warn(Warning{rel, fmt.Sprintf("xattr %q is reserved", x.Name)})
 		}
 	}
 	return keep

@@ -9,8 +9,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/daxfs/containerd-daxfs/internal/disk"
 )
 
@@ -25,7 +23,7 @@ var zeroBlock [disk.BlockSize]byte
 
 // dataWriter places file contents one after the other in a file that reads as
 // zeros where nothing was written. Blocks of zeros are not written, so sparse
-// inputs stay sparse.
+// inputs stay sparse. One buffer is written while the next is filled.
 type dataWriter struct {
 	f    *os.File
 	end  int64 // first byte behind all extents, a multiple of the block size
@@ -33,6 +31,15 @@ type dataWriter struct {
 	buf  []byte
 	at   int64 // file offset of buf[0]
 	zero bool  // the space being written is known to read as zeros
+
+	spare []byte     // the other buffer, nil while it is being written
+	wrote chan wrote // result of that write
+	err   error      // of an earlier write, kept
+}
+
+type wrote struct {
+	buf []byte
+	err error
 }
 
 type gap struct {
@@ -41,7 +48,10 @@ type gap struct {
 }
 
 func newDataWriter(f *os.File, start int64) *dataWriter {
-	return &dataWriter{f: f, end: start, buf: make([]byte, 0, writeBuffer)}
+	return &dataWriter{
+		f: f, end: start, at: start, wrote: make(chan wrote, 1),
+		buf: make([]byte, 0, writeBuffer), spare: make([]byte, 0, writeBuffer),
+	}
 }
 
 // begin reserves space for a file of size bytes and returns its offset; copy
@@ -74,48 +84,56 @@ func (w *dataWriter) begin(size int64) int64 {
 		w.end = off + n
 	}
 	if w.at+int64(len(w.buf)) != off {
-		w.seek(off)
+		w.submit()
+		w.at = off
 	}
 	return off
 }
 
-// seek makes off the next position; what is buffered is written first. The
-// error is kept for flush and copy.
-func (w *dataWriter) seek(off int64) {
-	if len(w.buf) > 0 {
-		// Written by copy's next flush; the position must be kept till then.
-		if err := w.flush(); err != nil {
-			w.at = -1
-			return
-		}
-	}
-	w.at = off
-}
-
 // discard returns the space of an extent that begin gave and copy filled.
-func (w *dataWriter) discard(off, size int64) error {
-	if err := w.flush(); err != nil {
-		return err
-	}
+// Writes keep their order, so what comes there later wins.
+func (w *dataWriter) discard(off, size int64) {
 	w.gaps = append(w.gaps, gap{off: off, end: off + disk.AlignUp(size, int64(disk.BlockSize)), dirty: true})
+}
+
+// submit starts writing what is buffered, after the write before it. Its error
+// comes from a later submit or from flush.
+func (w *dataWriter) submit() error {
+	if len(w.buf) == 0 {
+		return w.err
+	}
+	w.wait()
+	buf, at := w.buf, w.at
+	w.at += int64(len(buf))
+	w.buf, w.spare = w.spare, nil
+	if w.err != nil {
+		w.spare = buf[:0]
+		return w.err
+	}
+	go func() {
+		_, err := w.f.WriteAt(buf, at)
+		w.wrote <- wrote{buf, err}
+	}()
 	return nil
 }
 
+// wait ends the write under way.
+func (w *dataWriter) wait() {
+	if w.spare != nil {
+		return
+	}
+	r := <-w.wrote
+	w.spare = r.buf[:0]
+	if r.err != nil && w.err == nil {
+		w.err = fmt.Errorf("write file data to %s: %w", w.f.Name(), r.err)
+	}
+}
+
+// flush writes what is buffered and waits for it.
 func (w *dataWriter) flush() error {
-	if w.at < 0 {
-		return fmt.Errorf("write file data to %s: an earlier write failed: %w", w.f.Name(), unix.EIO)
-	}
-	if len(w.buf) == 0 {
-		return nil
-	}
-	n, err := w.f.WriteAt(w.buf, w.at)
-	if err != nil {
-		w.at = -1
-		return fmt.Errorf("write file data to %s: %w", w.f.Name(), err)
-	}
-	w.at += int64(n)
-	w.buf = w.buf[:0]
-	return nil
+	_ = w.submit() // the error stays in w.err
+	w.wait()
+	return w.err
 }
 
 // copy writes exactly size bytes of r at the position of begin, padded with
@@ -127,7 +145,7 @@ func (w *dataWriter) copy(ctx context.Context, r io.Reader, size int64, h io.Wri
 			return err
 		}
 		if len(w.buf) == cap(w.buf) {
-			if err := w.flush(); err != nil {
+			if err := w.submit(); err != nil {
 				return err
 			}
 		}
@@ -170,7 +188,7 @@ func (w *dataWriter) dropZeros(from int) error {
 	}
 	skip := int64(len(b))
 	w.buf = w.buf[:from]
-	if err := w.flush(); err != nil {
+	if err := w.submit(); err != nil {
 		return err
 	}
 	w.at += skip

@@ -1,0 +1,69 @@
+// containerd-daxfs-grpc is the daemon: containerd's snapshots service on one
+// unix socket, to be named in containerd's proxy_plugins.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/containerd/log"
+	"github.com/urfave/cli/v2"
+
+	"github.com/daxfs/containerd-daxfs/internal/config"
+	"github.com/daxfs/containerd-daxfs/internal/version"
+)
+
+func main() {
+	app := &cli.App{
+		Name:    "containerd-daxfs-grpc",
+		Usage:   "containerd snapshotter that keeps images flattened in shared memory",
+		Version: version.String(),
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "config", Usage: "configuration file", Value: config.DefaultPath, EnvVars: []string{"CONTAINERD_DAXFS_CONFIG"}},
+			&cli.StringFlag{Name: "root", Usage: "directory for snapshots, metadata and the pool file"},
+			&cli.StringFlag{Name: "address", Usage: "unix socket to serve on"},
+			&cli.StringFlag{Name: "log-level", Usage: "trace, debug, info, warn or error"},
+		},
+		HideHelpCommand: true,
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return cli.Exit(fmt.Sprintf("containerd-daxfs-grpc: unexpected argument %q", c.Args().First()), 2)
+			}
+			return run(c)
+		},
+		ExitErrHandler: func(*cli.Context, error) {},
+	}
+	if err := app.Run(os.Args); err != nil {
+		fmt.Fprintf(os.Stderr, "containerd-daxfs-grpc: %v\n", err)
+		var code cli.ExitCoder
+		if errors.As(err, &code) {
+			os.Exit(code.ExitCode())
+		}
+		os.Exit(1)
+	}
+}
+
+func run(c *cli.Context) error {
+	cfg, err := config.Load(c.String("config"))
+	if err != nil {
+		return err
+	}
+	for flag, field := range map[string]*string{"root": &cfg.Root, "address": &cfg.Address, "log-level": &cfg.LogLevel} {
+		if c.IsSet(flag) {
+			*field = c.String(flag)
+		}
+	}
+	if err := cfg.Check(); err != nil {
+		return err
+	}
+	if err := log.SetLevel(cfg.LogLevel); err != nil {
+		return fmt.Errorf("configuration: log_level %q: %w", cfg.LogLevel, err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	return serve(ctx, cfg)
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"google.golang.org/grpc"
+
+	"github.com/daxfs/containerd-daxfs/daxmem"
+	"github.com/daxfs/containerd-daxfs/internal/config"
+	"github.com/daxfs/containerd-daxfs/internal/engine"
+	"github.com/daxfs/containerd-daxfs/internal/version"
+	"github.com/daxfs/containerd-daxfs/snapshotter"
+)
+
+// stopWait is how long a stop waits for calls that run. What it cuts off is
+// put in order at the next start.
+const stopWait = 10 * time.Second
+
+// serve runs the daemon until ctx ends. Containers and mounts stay.
+func serve(ctx context.Context, cfg *config.Config) (retErr error) {
+	for _, dir := range []string{cfg.Root, filepath.Dir(cfg.Pool.Path)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	listener, err := listen(cfg.Address)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	pool, err := daxmem.OpenOrCreate(ctx, cfg.Pool.Path, daxmem.Options{MaxSize: int64(cfg.Pool.MaxSize), SyncOnPublish: cfg.Pool.SyncOnCommit})
+	if err != nil {
+		return err
+	}
+	defer func() { retErr = errors.Join(retErr, pool.Close()) }()
+	e, probes, err := engine.Select(ctx, cfg.Engine.Order, filepath.Dir(cfg.Pool.Path))
+	logProbes(ctx, probes)
+	if err != nil {
+		return fmt.Errorf("%w (daxfsctl doctor says more)", err)
+	}
+	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: cfg.Root, Pool: pool, Engine: e})
+	if err != nil {
+		return err
+	}
+	defer func() { retErr = errors.Join(retErr, sn.Close()) }()
+
+	server := grpc.NewServer()
+	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	log.G(ctx).WithField("address", cfg.Address).WithField("pool", cfg.Pool.Path).WithField("version", version.String()).Info("serving")
+	notify(ctx, daemon.SdNotifyReady)
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve on %s: %w", cfg.Address, err)
+	case <-ctx.Done():
+	}
+	notify(ctx, daemon.SdNotifyStopping)
+	log.G(ctx).Info("stopping, containers go on")
+	done := make(chan struct{})
+	go func() { server.GracefulStop(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(stopWait):
+		server.Stop()
+		<-done
+	}
+	return nil
+}
+
+func logProbes(ctx context.Context, probes []engine.Probe) {
+	for _, p := range probes {
+		l := log.G(ctx).WithField("engine", p.Engine).WithField("method", p.Method).WithField("answer", p.Answer.String())
+		if p.Reason != "" {
+			l = l.WithField("reason", p.Reason).WithField("remedy", p.Remedy)
+		}
+		if len(p.Passed) > 0 {
+			l.WithField("passed", p.Passed).Warn("engine falls back")
+			continue
+		}
+		l.Info("engine probed")
+	}
+}
+
+// notify tells systemd; without it there is nobody to tell.
+func notify(ctx context.Context, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.G(ctx).WithError(err).Warn("notify systemd")
+	}
+}
+
+// listen makes the socket, readable by its owner only. One that another daemon
+// serves is an error; one that a dead daemon left is replaced.
+func listen(address string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(address), 0o700); err != nil {
+		return nil, fmt.Errorf("make directory of the socket: %w", err)
+	}
+	if c, err := net.DialTimeout("unix", address, time.Second); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("listen on %s: another daemon serves there: %w", address, errdefs.ErrAlreadyExists)
+	}
+	if fi, err := os.Lstat(address); err == nil {
+		if fi.Mode()&os.ModeSocket == 0 {
+			return nil, fmt.Errorf("listen on %s: it exists and is not a socket: %w", address, errdefs.ErrAlreadyExists)
+		}
+		if err := os.Remove(address); err != nil {
+			return nil, fmt.Errorf("remove stale socket: %w", err)
+		}
+	}
+	// The mode must hold from the first moment.
+	old := syscall.Umask(0o177)
+	l, err := net.Listen("unix", address)
+	syscall.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return l, nil
+}

@@ -1,0 +1,349 @@
+package daxmem
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+)
+
+// CheckOptions of Pool.Check.
+type CheckOptions struct {
+	// Data hashes every extent.
+	Data bool
+
+	// Progress, when not nil, is told how many of all bytes have been read.
+	Progress func(done, total int64)
+}
+
+// Problem is one thing that is not as it must be.
+type Problem struct {
+	Name            string // what: "layer 3f2a…", "extent 77c0…", "superblock"
+	Offset, Size    int64  // where in the region
+	Expected, Found string
+}
+
+func (p Problem) String() string {
+	return fmt.Sprintf("%s at [%d,+%d): want %s, found %s", p.Name, p.Offset, p.Size, p.Expected, p.Found)
+}
+
+// CheckReport is the outcome of Check.
+type CheckReport struct {
+	Records, Extents int   // that were looked at
+	Bytes            int64 // that were read
+	Problems         []Problem
+
+	// Quarantined records are known to be bad and out of use already.
+	Quarantined []*Record
+}
+
+// OK reports whether nothing is wrong.
+func (r *CheckReport) OK() bool { return len(r.Problems) == 0 && len(r.Quarantined) == 0 }
+
+// Check holds the whole pool against its invariants: superblock, catalog,
+// segments with their digests and tables, reference counts, one owner for each
+// byte, and with Data each extent against its digest. The pool may be in use
+// meanwhile; on a read-only pool, by another process. It repairs nothing. The
+// error is for what kept it from checking.
+func (p *Pool) Check(ctx context.Context, opts CheckOptions) (*CheckReport, error) {
+	if err := p.begin(); err != nil {
+		return nil, err
+	}
+	defer p.end()
+	c := &checker{p: p, opts: opts, rep: &CheckReport{}}
+	if err := c.run(ctx); err != nil {
+		return c.rep, fmt.Errorf("check pool in %s: %w", p.region.Path(), err)
+	}
+	return c.rep, nil
+}
+
+type checker struct {
+	p     *Pool
+	opts  CheckOptions
+	rep   *CheckReport
+	total int64
+}
+
+// subject is a record as it was when the check began.
+type subject struct {
+	entry
+	rec *record
+}
+
+// job is an extent to hash, with one record that uses it.
+type job struct {
+	*extent
+	by subject
+}
+
+func (c *checker) bad(name string, off, size int64, want, found string, args ...any) {
+	c.rep.Problems = append(c.rep.Problems, Problem{name, off, size, want, fmt.Sprintf(found, args...)})
+}
+
+func (c *checker) run(ctx context.Context) error {
+	if err := c.superblock(); err != nil {
+		return err
+	}
+	var subjects []subject
+	var jobs []job
+	var err error
+	if c.p.ro {
+		subjects, jobs, err = c.readOnlyView(ctx)
+	} else {
+		subjects, jobs, err = c.ownerView()
+	}
+	if err != nil {
+		return err
+	}
+	for _, s := range subjects {
+		c.total += s.size
+	}
+	if c.opts.Data {
+		for _, j := range jobs {
+			c.total += j.size
+		}
+	}
+	for _, s := range subjects {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		c.segment(s)
+		c.rep.Records++
+		c.progress(s.size)
+	}
+	c.rep.Extents = len(jobs)
+	if !c.opts.Data {
+		return nil
+	}
+	for _, j := range jobs {
+		if err := c.data(ctx, j); err != nil {
+			return err
+		}
+		c.progress(j.size)
+	}
+	return nil
+}
+
+func (c *checker) progress(n int64) {
+	c.rep.Bytes += n
+	if c.opts.Progress != nil {
+		c.opts.Progress(c.rep.Bytes, c.total)
+	}
+}
+
+func (c *checker) superblock() error {
+	p := c.p
+	sup, own, err := readSuper(p.region)
+	if err != nil {
+		c.bad("superblock", 0, catalogStart, "a sound superblock", "%v", err)
+		return nil
+	}
+	if sup.uuid != p.sup.uuid {
+		c.bad("superblock", 0, catalogStart, fmt.Sprintf("pool %x", p.sup.uuid), "pool %x", sup.uuid)
+	}
+	p.mu.Lock()
+	epoch := p.own.epoch
+	p.mu.Unlock()
+	if !p.ro && own.epoch != epoch {
+		c.bad("superblock", 0, catalogStart, fmt.Sprintf("owner epoch %d", epoch), "%d: the pool has another owner", own.epoch)
+	}
+	return nil
+}
+
+// ownerView audits the books under the lock and returns what to read without.
+func (c *checker) ownerView() ([]subject, []job, error) {
+	p := c.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	raw := make([]byte, p.sup.records*recordSize)
+	if _, err := p.region.ReadAt(raw, catalogStart); err != nil {
+		return nil, nil, fmt.Errorf("read catalog: %w", err)
+	}
+	retiring := map[int]bool{}
+	for _, t := range p.limbo {
+		if t.rec != nil {
+			retiring[t.rec.slot] = true
+		}
+	}
+	for slot, r := range p.slots {
+		b := raw[slot*recordSize:][:recordSize]
+		w := word(le.Uint64(b))
+		name := fmt.Sprintf("catalog record %d", slot)
+		switch {
+		case r == nil && w.state() != stateFree && !(retiring[slot] && w.state() == stateRetired):
+			c.bad(name, slotOffset(slot), recordSize, "FREE", "%v", w)
+		case r != nil && r.why == "" && !bytes.Equal(b, r.encode()):
+			c.bad(name, slotOffset(slot), recordSize, r.public().Name()+", "+r.word.String(), "%v, other bytes", w)
+		}
+	}
+	c.tile(p.owners())
+	held := map[*extent]int{}
+	for imp := range p.imports {
+		for _, e := range imp.held {
+			held[e]++
+		}
+	}
+	subjects, jobs := c.view(p.books, held)
+	return subjects, jobs, nil
+}
+
+const viewAttempts = 5
+
+// readOnlyView loads the pool anew. When its owner changed the catalog during
+// that, it tries again; what changes too fast is left out.
+func (c *checker) readOnlyView(ctx context.Context) ([]subject, []job, error) {
+	for attempt := 1; ; attempt++ {
+		l, err := load(ctx, c.p.region, c.p.sup, c.p.size, false)
+		if err != nil {
+			return nil, nil, err
+		}
+		if attempt < viewAttempts && c.anyChanged(l) {
+			continue
+		}
+		c.tile(l.owners())
+		subjects, jobs := c.view(l.books, map[*extent]int{})
+		return subjects, jobs, nil
+	}
+}
+
+func (c *checker) anyChanged(l *loader) bool {
+	raw := make([]byte, len(l.words)*recordSize)
+	if _, err := c.p.region.ReadAt(raw, catalogStart); err != nil {
+		return true
+	}
+	for slot, w := range l.words {
+		if word(le.Uint64(raw[slot*recordSize:])) != w {
+			return true
+		}
+	}
+	return false
+}
+
+// view checks counts and indexes of the books, and lists what to read.
+func (c *checker) view(b *books, held map[*extent]int) (subjects []subject, jobs []job) {
+	users := map[*record]int{}
+	byExtent := map[*extent]subject{}
+	for _, r := range b.slots {
+		if r == nil {
+			continue
+		}
+		for _, e := range r.exts {
+			held[e]++
+		}
+		for _, l := range r.layers {
+			users[l]++
+		}
+		s := subject{r.entry, r}
+		if r.why != "" {
+			if !c.p.ro || !c.changed(s) { // the owner's lock is held
+				c.rep.Quarantined = append(c.rep.Quarantined, r.public())
+			}
+			continue
+		}
+		subjects = append(subjects, s)
+		for _, e := range r.exts {
+			byExtent[e] = s
+		}
+		if b.live[recordKey{r.word.kind(), r.key}] != r {
+			c.bad(r.public().Name(), slotOffset(r.slot), recordSize, "in the index", "it is not")
+		}
+	}
+	for _, e := range b.byOff {
+		if held[e] != e.refs || e.refs <= 0 {
+			c.bad(extentName(e), e.off, e.size, fmt.Sprintf("%d references", held[e]), "count %d", e.refs)
+		}
+		if s, ok := byExtent[e]; ok {
+			jobs = append(jobs, job{e, s})
+		}
+		delete(held, e)
+	}
+	for e := range held {
+		c.bad(extentName(e), e.off, e.size, "in the index", "it is not")
+	}
+	for r, n := range users {
+		if r.users < n { // images being built count too
+			c.bad(r.public().Name(), slotOffset(r.slot), recordSize, fmt.Sprintf("%d images use it", n), "count %d", r.users)
+		}
+	}
+	slices.SortFunc(jobs, func(a, b job) int { return cmp.Compare(a.off, b.off) })
+	return subjects, jobs
+}
+
+func extentName(e *extent) string { return fmt.Sprintf("extent %x", e.digest[:8]) }
+
+// tile checks that owners cover the pool without gap or overlap.
+func (c *checker) tile(owners []Owner) {
+	slices.SortFunc(owners, func(a, b Owner) int { return cmp.Compare(a.Offset, b.Offset) })
+	at := int64(0)
+	for _, o := range owners {
+		if o.Offset != at {
+			c.bad(string(o.Kind), o.Offset, o.Size, fmt.Sprintf("to begin at %d, where the range before ends", at), "%d", o.Offset)
+		}
+		at = o.Offset + o.Size
+	}
+	if at != c.p.size {
+		c.bad("pool", 0, c.p.size, fmt.Sprintf("owners up to %d", c.p.size), "up to %d", at)
+	}
+}
+
+// changed reports whether the record is another one by now, so that what was
+// found at its place says nothing about it.
+func (c *checker) changed(s subject) bool {
+	p := c.p
+	if !p.ro {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.slots[s.rec.slot] != s.rec
+	}
+	var b [8]byte
+	_, err := p.region.ReadAt(b[:], slotOffset(s.rec.slot))
+	return err == nil && word(le.Uint64(b[:])) != s.word
+}
+
+func (c *checker) segment(s subject) {
+	p := c.p
+	b, err := readSegment(p.region, &s.entry, p.sup.dataStart, p.size)
+	var seg *segment
+	if err == nil {
+		seg, err = parseSegment(b, s.off, p.size, s.word.kind())
+	}
+	name := recordName(s.word.kind(), s.key)
+	switch {
+	case err != nil && !c.changed(s):
+		c.bad(name, s.off, s.size, fmt.Sprintf("a segment of digest %x", s.digest[:8]), "%v", err)
+	case err != nil:
+	case s.word.kind() == KindLayer && !slices.EqualFunc(seg.rows, s.rec.exts, func(w row, e *extent) bool { return e.row == w }) && !c.changed(s):
+		c.bad(name, s.off, s.size, fmt.Sprintf("extent table of %d rows", len(s.rec.exts)), "%d rows, not the same", len(seg.rows))
+	case s.word.kind() == KindImage && !slices.EqualFunc(seg.layers, s.rec.layers, func(k [32]byte, l *record) bool { return l.key == k }) && !c.changed(s):
+		c.bad(name, s.off, s.size, fmt.Sprintf("list of %d layers", len(s.rec.layers)), "%d layers, not the same", len(seg.layers))
+	}
+}
+
+func (c *checker) data(ctx context.Context, j job) error {
+	d, err := hashRegion(ctx, c.p.region, j.off, j.size)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err == nil && d == j.digest || c.extentChanged(j) {
+		return nil
+	}
+	found := fmt.Sprintf("%x", d[:8])
+	if err != nil {
+		found = err.Error()
+	}
+	c.bad(extentName(j.extent)+" of "+recordName(j.by.word.kind(), j.by.key), j.off, j.size, fmt.Sprintf("digest %x", j.digest[:8]), "%s", found)
+	return nil
+}
+
+// extentChanged reports whether the extent is gone: for the owner it is then
+// out of the index, for others the record that named it is another one.
+func (c *checker) extentChanged(j job) bool {
+	p := c.p
+	if p.ro {
+		return c.changed(j.by)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.byOff[j.off] != j.extent
+}

@@ -1,0 +1,177 @@
+package daxmem
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/log"
+)
+
+// retired is space that a record named until it was removed, and the record. A
+// crash can bring the record back as long as its RETIRED word is not on the
+// medium, so until a sync has passed the space keeps its bytes (invariant R).
+type retired struct {
+	rec   *record // nil: extents whose last holder was an import
+	spans []span
+}
+
+// retire puts space and record into limbo. Caller holds p.mu.
+func (p *Pool) retire(r *record, spans []span) {
+	if r != nil || len(spans) > 0 {
+		p.limbo = append(p.limbo, retired{r, spans})
+		p.wake()
+	}
+}
+
+const defaultSyncDelay = 200 * time.Millisecond
+
+func (p *Pool) startSyncer() {
+	delay := p.opts.SyncDelay
+	if delay < 0 {
+		return
+	}
+	if delay == 0 {
+		delay = defaultSyncDelay
+	}
+	p.syncer.Add(1)
+	go func() {
+		defer p.syncer.Done()
+		for {
+			select {
+			case <-p.stop:
+				return
+			case <-p.kick:
+			}
+			select {
+			case <-p.stop:
+				return
+			case <-time.After(delay):
+			}
+			if err := p.syncOnce(); err != nil {
+				log.L.WithError(err).WithField("region", p.region.Path()).Error("sync pool")
+				return // the error is sticky
+			}
+		}
+	}()
+	if len(p.pending) > 0 {
+		p.wake()
+	}
+}
+
+func (p *Pool) wake() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Sync waits until everything published so far survives a loss of power, and
+// gives back the space of what was removed.
+func (p *Pool) Sync(ctx context.Context) error {
+	if err := p.beginWrite(); err != nil {
+		return err
+	}
+	defer p.end()
+	return p.flush(ctx)
+}
+
+// flush is syncOnce for callers that can be cancelled: the sync goes on then.
+func (p *Pool) flush(ctx context.Context) error {
+	done := make(chan error, 1)
+	p.ops.Add(1) // the caller holds one, so Close has not passed Wait
+	go func() {
+		defer p.ops.Done()
+		done <- p.syncOnce()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// syncOnce syncs the region, then marks as durable what was published before,
+// and frees what was retired before.
+//
+// Only one runs at a time, so the head of limbo that it works on stays.
+func (p *Pool) syncOnce() error {
+	p.syncs <- struct{}{}
+	defer func() { <-p.syncs }()
+
+	p.mu.Lock()
+	if p.syncErr != nil {
+		defer p.mu.Unlock()
+		return p.syncErr
+	}
+	batch := make([]*record, 0, len(p.pending))
+	for r := range p.pending {
+		batch = append(batch, r)
+	}
+	limbo := p.limbo[:len(p.limbo):len(p.limbo)]
+	p.mu.Unlock()
+
+	if err := p.region.Sync(); err != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.fail(err)
+		return p.syncErr
+	}
+	var spans []span
+	for _, t := range limbo {
+		spans = append(spans, t.spans...)
+	}
+	for _, run := range merge(spans) {
+		if err := p.region.Punch(run.off, run.size); err != nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.fail(err)
+			return p.syncErr
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, t := range limbo {
+		if t.rec == nil {
+			continue
+		}
+		if err := p.clearSlot(t.rec); err != nil {
+			p.fail(err)
+			return p.syncErr
+		}
+		p.avail = append(p.avail, t.rec.slot)
+	}
+	for _, run := range merge(spans) {
+		p.alloc.Free(run.off, run.size)
+	}
+	p.limbo = p.limbo[len(limbo):]
+	for _, r := range batch {
+		if _, still := p.pending[r]; !still {
+			continue // removed meanwhile
+		}
+		r.flags |= flagDurable
+		if _, err := p.region.WriteAt(r.flagWord(), slotOffset(r.slot)+8); err != nil {
+			r.flags &^= flagDurable
+			p.fail(err)
+			return p.syncErr
+		}
+		delete(p.pending, r)
+	}
+	return nil
+}
+
+// fail records that the medium's state is not known any more: after a failed
+// sync the kernel forgets which pages it could not write. Nothing becomes
+// durable or reusable until the pool has been opened, and proved, anew. Caller
+// holds p.mu.
+func (p *Pool) fail(cause error) {
+	if p.syncErr != nil {
+		return
+	}
+	p.syncErr = fmt.Errorf("pool %s: sync failed, nothing is made durable until it is opened again: %w", p.region.Path(), cause)
+	p.own.state = ownerSuspect
+	if err := p.writeOwner(); err != nil {
+		log.L.WithError(err).WithField("region", p.region.Path()).Error("mark pool as suspect")
+	}
+}

@@ -1,0 +1,94 @@
+package daxmem
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// fileRegion is a sparse file, read and written with pread and pwrite: a store
+// through a mapping would turn a full disk into SIGBUS.
+type fileRegion struct {
+	f    *os.File
+	path string
+	size atomic.Int64
+}
+
+func (r *fileRegion) ReadAt(b []byte, off int64) (int, error)  { return r.f.ReadAt(b, off) }
+func (r *fileRegion) WriteAt(b []byte, off int64) (int, error) { return r.f.WriteAt(b, off) }
+func (r *fileRegion) Size() int64                              { return r.size.Load() }
+func (r *fileRegion) Kind() string                             { return "file" }
+func (r *fileRegion) Path() string                             { return r.path }
+func (r *fileRegion) Close() error                             { return r.f.Close() }
+
+func (r *fileRegion) Sync() error {
+	return r.control("fdatasync", func(fd int) error { return unix.Fdatasync(fd) })
+}
+
+func (r *fileRegion) Punch(off, n int64) error {
+	err := r.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		return writeZeros(r, off, n) // costs the space, keeps the promise
+	}
+	return err
+}
+
+func (r *fileRegion) Allocated() (int64, error) {
+	var st unix.Stat_t
+	err := r.control("stat", func(fd int) error { return unix.Fstat(fd, &st) })
+	return st.Blocks * 512, err
+}
+
+func (r *fileRegion) Grow(size int64) error {
+	if size < r.Size() {
+		return invalidf("grow %s from %d to %d bytes", r.path, r.Size(), size)
+	}
+	if err := r.f.Truncate(size); err != nil {
+		return err
+	}
+	r.size.Store(size)
+	return nil
+}
+
+func (r *fileRegion) fallocate(mode uint32, off, n int64) error {
+	return r.control("fallocate", func(fd int) error { return unix.Fallocate(fd, mode, off, n) })
+}
+
+// control runs a system call on the descriptor, which stays open meanwhile
+// even when another goroutine closes the region.
+func (r *fileRegion) control(what string, call func(fd int) error) error {
+	c, err := r.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := c.Control(func(fd uintptr) {
+		for {
+			if err = call(int(fd)); !errors.Is(err, unix.EINTR) {
+				return
+			}
+		}
+	})
+	if cerr != nil {
+		return fmt.Errorf("%s %s: %w", what, r.path, cerr)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", what, r.path, err)
+	}
+	return nil
+}
+
+var zeroChunk [64 << 10]byte
+
+func writeZeros(r Region, off, n int64) error {
+	for n > 0 {
+		c := min(n, int64(len(zeroChunk)))
+		if _, err := r.WriteAt(zeroChunk[:c], off); err != nil {
+			return err
+		}
+		off, n = off+c, n-c
+	}
+	return nil
+}

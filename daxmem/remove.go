@@ -1,0 +1,257 @@
+package daxmem
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Layer returns the layer with that key, or ErrNotFound.
+func (p *Pool) Layer(key [32]byte) (*Record, error) { return p.find(KindLayer, key) }
+
+// Image returns the image with that key, or ErrNotFound.
+func (p *Pool) Image(key [32]byte) (*Record, error) { return p.find(KindImage, key) }
+
+// ImageByChainID returns the image that was published with that chainID, or
+// ErrNotFound.
+func (p *Pool) ImageByChainID(id [32]byte) (*Record, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r := p.chains[id]; r != nil {
+		return r.public(), nil
+	}
+	return nil, fmt.Errorf("image of chain %x: %w", id[:8], ErrNotFound)
+}
+
+func (p *Pool) find(kind Kind, key [32]byte) (*Record, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r := p.live[recordKey{kind, key}]; r != nil {
+		return r.public(), nil
+	}
+	return nil, fmt.Errorf("%s: %w", recordName(kind, key), ErrNotFound)
+}
+
+// Records returns all records, quarantined ones too, by slot.
+func (p *Pool) Records() []*Record {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []*Record
+	for _, r := range p.slots {
+		if r != nil {
+			out = append(out, r.public())
+		}
+	}
+	return out
+}
+
+// ReadSegment returns a copy of the record's segment, its digest verified.
+//
+// Preconditions: the record is pinned, or nobody removes it meanwhile.
+func (p *Pool) ReadSegment(rec *Record) ([]byte, error) {
+	if err := p.begin(); err != nil {
+		return nil, err
+	}
+	defer p.end()
+	e := entry{off: rec.Offset, size: rec.Size, digest: rec.Digest}
+	b, err := readSegment(p.region, &e, p.sup.dataStart, p.size)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", rec.Name(), err)
+	}
+	return b, nil
+}
+
+// Pin keeps a record, and what it draws from, until release is called. Pins
+// count, and are this process's: they end with it.
+func (p *Pool) Pin(kind Kind, key [32]byte) (rec *Record, release func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r := p.live[recordKey{kind, key}]
+	if r == nil {
+		return nil, nil, fmt.Errorf("pin %s: %w", recordName(kind, key), ErrNotFound)
+	}
+	rec, release = p.pin(r)
+	return rec, release, nil
+}
+
+// PinAt pins the record whose segment begins at off, a quarantined one too: for
+// what a kernel was found to have mounted.
+func (p *Pool) PinAt(off int64) (rec *Record, release func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.slots {
+		if r != nil && r.off == off {
+			rec, release = p.pin(r)
+			return rec, release, nil
+		}
+	}
+	return nil, nil, fmt.Errorf("pin segment at %d: %w", off, ErrNotFound)
+}
+
+func (p *Pool) pin(r *record) (*Record, func()) {
+	r.pins++
+	return r.public(), sync.OnceFunc(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		r.pins--
+	})
+}
+
+// Remove takes a record out of the catalog: the sound one with that key, or
+// else the quarantined ones. ErrInUse names what keeps it. Space that nothing
+// else holds is free after the next sync.
+func (p *Pool) Remove(ctx context.Context, kind Kind, key [32]byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := p.beginWrite(); err != nil {
+		return err
+	}
+	defer p.end()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var targets []*record
+	if r := p.live[recordKey{kind, key}]; r != nil {
+		targets = append(targets, r)
+	} else {
+		for b := range p.bad {
+			if b.word.kind() == kind && b.key == key {
+				targets = append(targets, b)
+			}
+		}
+	}
+	if len(targets) == 0 {
+		return fmt.Errorf("remove %s: %w", recordName(kind, key), ErrNotFound)
+	}
+	for _, r := range targets {
+		if err := p.removeLocked(r); err != nil {
+			return fmt.Errorf("remove %s: %w", recordName(kind, key), err)
+		}
+	}
+	return nil
+}
+
+func (p *Pool) removeLocked(r *record) error {
+	if why := p.busy(r, nil); why != "" {
+		return fmt.Errorf("%s: %w", why, ErrInUse)
+	}
+	if r.word.sane() {
+		if err := p.writeWord(r, stateRetired); err != nil {
+			return err
+		}
+	} else if err := p.clearSlot(r); err != nil { // damaged beyond having a kind
+		return err
+	}
+	delete(p.pending, r)
+	p.retire(r, p.drop(r))
+	return nil
+}
+
+// busy says what keeps r, apart from images that go too.
+func (p *Pool) busy(r *record, going map[*record]bool) string {
+	if r.pins > 0 {
+		return fmt.Sprintf("pinned %d times", r.pins)
+	}
+	users := r.users
+	var names []string
+	for img := range going {
+		for _, l := range img.layers {
+			if l == r {
+				users--
+			}
+		}
+	}
+	if users <= 0 {
+		return ""
+	}
+	for _, img := range p.slots {
+		if img != nil && !going[img] && slices.Contains(img.layers, r) && len(names) < 3 {
+			names = append(names, recordName(KindImage, img.key))
+		}
+	}
+	return fmt.Sprintf("used by %d images (%s)", users, strings.Join(names, ", "))
+}
+
+// CollectReport says what Collect removed, or would remove.
+type CollectReport struct {
+	Removed []Collected
+	Bytes   int64 // of all of them
+}
+
+// Collected is one record with the bytes that went with it: its segment, and
+// extents that nothing else held.
+type Collected struct {
+	*Record
+	Bytes int64
+}
+
+// Collect removes images and layers that live does not name, that are not
+// pinned and, for layers, not used by an image that stays. Quarantined records
+// go unless live names them and no sound record has taken their place. With
+// dryRun it only reports.
+//
+// Preconditions: live does not call the pool.
+func (p *Pool) Collect(ctx context.Context, live func(kind Kind, key [32]byte) bool, dryRun bool) (*CollectReport, error) {
+	if err := p.begin(); err != nil {
+		return nil, err
+	}
+	defer p.end()
+	if p.ro && !dryRun {
+		return nil, ErrReadOnly
+	}
+	rep := &CollectReport{}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	going := map[*record]bool{}
+	shares := map[*extent]int{} // references that go
+	for _, kind := range []Kind{KindImage, KindLayer, 0} {
+		for _, r := range p.slots {
+			if r == nil || going[r] || kind != 0 && r.word.kind() != kind {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return rep, err
+			}
+			if p.wanted(r, live) || p.busy(r, going) != "" {
+				continue
+			}
+			c := Collected{Record: r.public()}
+			for _, s := range r.spans {
+				c.Bytes += s.size
+			}
+			for _, e := range r.exts {
+				if shares[e]++; shares[e] == e.refs {
+					c.Bytes += e.space()
+				}
+			}
+			going[r] = true
+			rep.Removed = append(rep.Removed, c)
+			rep.Bytes += c.Bytes
+		}
+	}
+	if dryRun {
+		return rep, nil
+	}
+	for i, c := range rep.Removed { // images come first
+		if err := p.removeLocked(p.slots[c.Slot]); err != nil {
+			for _, not := range rep.Removed[i:] {
+				rep.Bytes -= not.Bytes
+			}
+			rep.Removed = rep.Removed[:i]
+			return rep, fmt.Errorf("collect %s: %w", c.Name(), err)
+		}
+	}
+	return rep, nil
+}
+
+func (p *Pool) wanted(r *record, live func(Kind, [32]byte) bool) bool {
+	if !live(r.word.kind(), r.key) {
+		return false
+	}
+	if r.why == "" {
+		return true
+	}
+	return p.live[recordKey{r.word.kind(), r.key}] == nil
+}

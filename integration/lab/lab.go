@@ -1,0 +1,378 @@
+// Package lab runs a private containerd with our snapshotter in it, for tests:
+// its own directories, sockets and registry, all below one directory with a
+// random name, by which everything is found and removed at the end.
+package lab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	"github.com/daxfs/containerd-daxfs/integration/images"
+	"github.com/daxfs/containerd-daxfs/integration/lab/sweep"
+	"github.com/daxfs/containerd-daxfs/integration/registry"
+)
+
+// Names of snapshotters in the lab's containerd.
+const (
+	Daxfs     = "daxfs"
+	Overlayfs = "overlayfs"
+)
+
+// Config says how a lab's containerd is set up.
+type Config struct {
+	// Rebase declares the proxy plugin's "rebase" capability, without which
+	// containerd unpacks one layer after the other.
+	Rebase bool
+	// Parallel is the number of layers unpacked at once; 0 and 1 mean one.
+	Parallel int
+	// RemapIDs declares "remap-ids", without which containerd's client copies
+	// and chowns a whole image for a container in a user namespace.
+	RemapIDs bool
+	// NoDaemon leaves our daemon and its proxy plugin out.
+	NoDaemon bool
+	// DaemonConfig is added to the daemon's TOML file.
+	DaemonConfig string
+}
+
+// Lab is a running containerd, daemon and registry. Methods that return no
+// error fail the test that the Lab is for.
+type Lab struct {
+	Config
+	Dir      string // everything is below it
+	Registry *registry.Registry
+
+	t     testing.TB
+	built *Built
+	addr  string // of the registry
+	*running
+}
+
+// running is what restarts replace, shared by all handles on a lab.
+type running struct {
+	ctrd   *process
+	daemon *process
+	client *client.Client
+}
+
+// For returns a handle on the same lab that fails another test: a subtest.
+func (l *Lab) For(t testing.TB) *Lab {
+	c := *l
+	c.t = t
+	return &c
+}
+
+// New starts a lab, which ends with the test. It skips the test, or fails it,
+// where Require says so.
+func New(t testing.TB, c Config) *Lab {
+	t.Helper()
+	Require(t, "root", "containerd")
+	l := &Lab{Config: c, t: t, built: Build(t), Registry: registry.New(), running: &running{}}
+
+	// Not t.TempDir: its name is long, and a unix socket's path may have 108 bytes.
+	dir, err := os.MkdirTemp("", "dxlab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Dir = dir
+	disarm := l.watch()
+	// Cleanups run last first: whatever is registered later still finds containerd.
+	t.Cleanup(func() {
+		l.close()
+		disarm()
+	})
+	for _, d := range []string{"tmp", "fifo", "daxfs"} {
+		if err := os.Mkdir(l.path(d), 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	addr, stop, err := l.Registry.Serve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	l.addr = addr
+
+	l.writeConfigs()
+	if !c.NoDaemon {
+		l.StartDaemon()
+	}
+	l.StartContainerd()
+	return l
+}
+
+func (l *Lab) path(name string) string { return filepath.Join(l.Dir, name) }
+
+// Root is our daemon's root directory.
+func (l *Lab) Root() string { return l.path("daxfs") }
+
+// ImageMounts is where the daemon mounts images, one directory each.
+func (l *Lab) ImageMounts() string { return l.path("daxfs/images") }
+
+// PoolPath is the daemon's pool file.
+func (l *Lab) PoolPath() string { return l.path("daxfs/pool") }
+
+// Socket is our daemon's address.
+func (l *Lab) Socket() string { return l.path("daxfs.sock") }
+
+// watch starts the sweeper, which cleans up if this process dies before it
+// could. The function it returns ends it.
+func (l *Lab) watch() func() {
+	cmd := exec.Command(l.built.Sweep)
+	cmd.Env = append(os.Environ(), "LAB_DIR="+l.Dir)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	return func() {
+		in.Close()
+		cmd.Wait()
+	}
+}
+
+func (l *Lab) writeConfigs() {
+	var proxy, unpack string
+	if !l.NoDaemon {
+		var caps []string
+		if l.Rebase {
+			caps = append(caps, `"rebase"`)
+		}
+		if l.RemapIDs {
+			caps = append(caps, `"remap-ids"`)
+		}
+		proxy = fmt.Sprintf(`
+[proxy_plugins.daxfs]
+  type = "snapshot"
+  address = %q
+  capabilities = [%s]
+  [proxy_plugins.daxfs.exports]
+    root = %q
+    enable_remote_snapshot_annotations = "true"
+`, l.Socket(), strings.Join(caps, ", "), l.Root())
+		unpack = unpackConfig(Daxfs)
+	}
+	// No CRI, no NRI, and no /opt: nothing outside the lab's directory.
+	l.write("containerd.toml", fmt.Sprintf(`version = 3
+root = %q
+state = %q
+temp = %q
+disabled_plugins = [
+  "io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri",
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+  "io.containerd.podsandbox.controller.v1.podsandbox",
+  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile",
+  "io.containerd.snapshotter.v1.erofs",
+]
+[grpc]
+  address = %q
+[ttrpc]
+  address = %q
+[debug]
+  level = "debug"
+%s
+[plugins.'io.containerd.transfer.v1.local']
+  max_concurrent_unpacks = %d
+%s%s`,
+		l.path("root"), l.path("state"), l.path("tmp"), l.path("c.sock"), l.path("c.ttrpc"),
+		proxy, max(1, l.Parallel), unpackConfig(Overlayfs), unpack))
+
+	l.write("daxfs.toml", fmt.Sprintf(`root = %q
+address = %q
+log_level = "debug"
+
+[pool]
+path = %q
+max_size = "8GiB"
+
+[engine]
+order = ["erofs"]
+%s`, l.Root(), l.Socket(), l.PoolPath(), l.DaemonConfig))
+}
+
+func unpackConfig(snapshotter string) string {
+	return fmt.Sprintf(`
+  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+    platform = "linux"
+    snapshotter = %q
+    differ = "walking"
+`, snapshotter)
+}
+
+func (l *Lab) write(name, text string) {
+	if err := os.WriteFile(l.path(name), []byte(text), 0o600); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// StartContainerd starts containerd, again after KillContainerd.
+func (l *Lab) StartContainerd() {
+	l.t.Helper()
+	l.ctrd = l.start("containerd", tool("containerd"), "--config", l.path("containerd.toml"))
+	l.waitFor(l.ctrd, func(ctx context.Context) error {
+		c, err := client.New(l.path("c.sock"), client.WithTimeout(time.Second))
+		if err != nil {
+			return err
+		}
+		if _, err := c.Version(ctx); err != nil {
+			c.Close()
+			return err
+		}
+		l.client = c
+		return nil
+	})
+}
+
+// StartDaemon starts our daemon, again after KillDaemon.
+func (l *Lab) StartDaemon() {
+	l.t.Helper()
+	l.daemon = l.start("daemon", l.built.Daemon, "--config", l.path("daxfs.toml"),
+		"--root", l.Root(), "--address", l.Socket(), "--log-level", "debug")
+	l.waitFor(l.daemon, func(context.Context) error {
+		c, err := net.Dial("unix", l.Socket())
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+}
+
+// KillContainerd ends containerd with SIGKILL. Containers go on.
+func (l *Lab) KillContainerd() {
+	if l.client != nil {
+		l.client.Close()
+		l.client = nil
+	}
+	l.ctrd.kill(syscall.SIGKILL)
+}
+
+// RestartContainerd stops containerd properly and starts it again.
+func (l *Lab) RestartContainerd() {
+	l.t.Helper()
+	l.client.Close()
+	l.ctrd.kill(syscall.SIGTERM)
+	l.StartContainerd()
+}
+
+// KillDaemon ends our daemon with SIGKILL.
+func (l *Lab) KillDaemon() { l.daemon.kill(syscall.SIGKILL) }
+
+// StopDaemon ends our daemon with SIGTERM, the graceful way.
+func (l *Lab) StopDaemon() { l.daemon.kill(syscall.SIGTERM) }
+
+// DaemonPID is our daemon's process id.
+func (l *Lab) DaemonPID() int { return l.daemon.cmd.Process.Pid }
+
+// Reboot does what a crash of the machine would: everything that runs is gone
+// with its mounts and loop devices, /run is empty, the disk stays as it is.
+// Only the page cache survives that should not; daemons that forget fsync are
+// not found out this way.
+func (l *Lab) Reboot() {
+	l.t.Helper()
+	l.KillContainerd()
+	if l.daemon != nil {
+		l.KillDaemon()
+	}
+	for _, f := range []func(string) error{sweep.Processes, sweep.Mounts, sweep.Loops} {
+		if err := f(l.Dir); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	for _, d := range []string{"state", "fifo", "tmp"} {
+		if err := os.RemoveAll(l.path(d)); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	for _, d := range []string{"fifo", "tmp"} {
+		if err := os.Mkdir(l.path(d), 0o711); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	if !l.NoDaemon {
+		l.StartDaemon()
+	}
+	l.StartContainerd()
+}
+
+// Client returns containerd's client. It is another one after a restart.
+func (l *Lab) Client() *client.Client { return l.client }
+
+// Namespace returns the context of one of the lab's namespaces. Their names
+// start with the lab's own, so that cgroups can be told apart.
+func (l *Lab) Namespace(name string) context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	l.t.Cleanup(cancel)
+	return namespaces.WithNamespace(ctx, filepath.Base(l.Dir)+"-"+name)
+}
+
+// Ctr runs ctr in a namespace and returns its output.
+func (l *Lab) Ctr(ctx context.Context, args ...string) (string, error) {
+	ns, _ := namespaces.Namespace(ctx)
+	cmd := exec.CommandContext(ctx, tool("ctr"), append([]string{"--address", l.path("c.sock"), "--namespace", ns}, args...)...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("ctr %s: %w\n%s", strings.Join(args, " "), err, errOut.String())
+	}
+	return out.String(), nil
+}
+
+// Image makes an image of the images package available in the registry, under
+// its own name, and returns its layout.
+func (l *Lab) Image(name string) *images.Layout {
+	l.t.Helper()
+	layout, err := MakeImage(l.t, name)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.Registry.Add(name, layout.Dir)
+	return layout
+}
+
+// MakeImage returns the layout of a test image, made now if it is not in the
+// cache. It is another process that makes it: compressing under the race
+// detector takes minutes.
+func MakeImage(t testing.TB, name string) (*images.Layout, error) {
+	b := Build(t)
+	cmd := exec.Command(b.MkImages, "-dir", filepath.Join(CacheDir(), "images"), "-testprog", b.TestProg, name)
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("make image %s: %w\n%s", name, err, errOut.String())
+	}
+	return &images.Layout{Dir: strings.TrimSpace(string(out))}, nil
+}
+
+// close ends the lab and fails the test if the daemon left something behind
+// after everything of it had been removed.
+func (l *Lab) close() {
+	if l.t.Failed() {
+		l.ctrd.showLog(l.t)
+		l.daemon.showLog(l.t)
+	}
+	if l.client != nil {
+		l.client.Close()
+	}
+	l.ctrd.kill(syscall.SIGTERM)
+	l.daemon.kill(syscall.SIGTERM)
+	if err := sweep.All(l.Dir); err != nil {
+		l.t.Errorf("clean up: %v", err)
+	}
+}

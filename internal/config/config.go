@@ -1,0 +1,160 @@
+// Package config reads the daemon's configuration file, which daxfsctl uses
+// too. config.toml.example documents every field.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/daxfs/containerd-daxfs/internal/engine"
+)
+
+// DefaultPath is where the configuration is looked for.
+const DefaultPath = "/etc/containerd-daxfs/config.toml"
+
+// Config is the whole file. Empty fields take their defaults.
+type Config struct {
+	// Root is the directory for snapshots, metadata and the pool file.
+	Root string `toml:"root"`
+	// Address is the unix socket of the snapshots service.
+	Address string `toml:"address"`
+	// LogLevel is trace, debug, info, warn, error, fatal or panic.
+	LogLevel string `toml:"log_level"`
+	Pool     Pool   `toml:"pool"`
+	Engine   Engine `toml:"engine"`
+}
+
+// Pool is where layers and images are kept.
+type Pool struct {
+	// Path of the pool file: on disk, tmpfs or hugetlbfs. Default: pool.daxfs
+	// below Root.
+	Path string `toml:"path"`
+	// MaxSize is the most that the pool may take, as "64GiB". The file is
+	// sparse: it takes what it holds.
+	MaxSize Size `toml:"max_size"`
+	// SyncOnCommit makes every commit wait for the disk. Without it the pool
+	// is synced in the background, and what a loss of power may have damaged
+	// is found by its digest at the next start.
+	SyncOnCommit bool `toml:"sync_on_commit"`
+}
+
+// Engine is how images are mounted.
+type Engine struct {
+	// Order are the engines that may be used, best first. Empty: all.
+	Order []string `toml:"order"`
+}
+
+// Size is a number of bytes, written with or without a unit ("8GiB").
+type Size int64
+
+// UnmarshalText reads a size.
+func (s *Size) UnmarshalText(b []byte) error {
+	n, err := units.RAMInBytes(string(b))
+	if err != nil {
+		return fmt.Errorf("size %q: want a number with an optional unit such as MiB or GiB: %w", b, errdefs.ErrInvalidArgument)
+	}
+	*s = Size(n)
+	return nil
+}
+
+// MarshalText writes a size.
+func (s Size) MarshalText() ([]byte, error) { return []byte(units.BytesSize(float64(s))), nil }
+
+// Default returns the configuration of an empty file.
+func Default() *Config {
+	return &Config{
+		Root:     "/var/lib/containerd-daxfs",
+		Address:  "/run/containerd-daxfs/containerd-daxfs.sock",
+		LogLevel: "info",
+		Pool:     Pool{MaxSize: 64 << 30},
+	}
+}
+
+// Load reads the file at path; where it is DefaultPath and does not exist, the
+// defaults hold. Unknown keys are refused with their names. The result still
+// has to be checked with Check, after flags were applied.
+func Load(path string) (*Config, error) {
+	c := Default()
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) && path == DefaultPath {
+		return c, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := d.Decode(c); err != nil {
+		return nil, fmt.Errorf("read configuration %s: %w: %w", path, explain(err), errdefs.ErrInvalidArgument)
+	}
+	return c, nil
+}
+
+// explain puts the keys and places that the TOML package knows into the error.
+func explain(err error) error {
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) {
+		var keys []string
+		for _, e := range strict.Errors {
+			row, _ := e.Position()
+			keys = append(keys, fmt.Sprintf("%q in line %d", strings.Join(e.Key(), "."), row))
+		}
+		return fmt.Errorf("unknown key %s", strings.Join(keys, ", "))
+	}
+	var de *toml.DecodeError
+	if errors.As(err, &de) {
+		row, col := de.Position()
+		key := ""
+		if k := de.Key(); len(k) > 0 {
+			key = fmt.Sprintf(" (key %q)", strings.Join(k, "."))
+		}
+		return fmt.Errorf("line %d, column %d%s: %w", row, col, key, err)
+	}
+	return err
+}
+
+// minPool is the smallest pool that can hold anything worth a pool.
+const minPool = 16 << 20
+
+// Check completes the configuration and reports what contradicts itself.
+func (c *Config) Check() error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("configuration: "+format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+	}
+	if !filepath.IsAbs(c.Root) {
+		return bad("root %q is not an absolute path", c.Root)
+	}
+	if strings.ContainsAny(c.Root, ",:\\") {
+		return bad("root %q contains a character that overlayfs cannot take in an option (one of , : \\)", c.Root)
+	}
+	c.Root = filepath.Clean(c.Root)
+	if !filepath.IsAbs(c.Address) {
+		return bad("address %q is not an absolute path", c.Address)
+	}
+	if len(c.Address) > 107 {
+		return bad("address %q has %d bytes, a unix socket has at most 107", c.Address, len(c.Address))
+	}
+	if c.Pool.Path == "" {
+		c.Pool.Path = filepath.Join(c.Root, "pool.daxfs")
+	}
+	if !filepath.IsAbs(c.Pool.Path) {
+		return bad("pool.path %q is not an absolute path", c.Pool.Path)
+	}
+	if c.Pool.MaxSize < minPool {
+		return bad("pool.max_size is %d bytes, want at least %d", int64(c.Pool.MaxSize), minPool)
+	}
+	for _, e := range c.Engine.Order {
+		if !slices.Contains(engine.Names(), e) {
+			return bad("engine.order names %q, have %s", e, strings.Join(engine.Names(), ", "))
+		}
+	}
+	return nil
+}

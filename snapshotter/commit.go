@@ -1,0 +1,163 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/daxfs/containerd-daxfs/convert"
+	"github.com/daxfs/containerd-daxfs/daxmem"
+	"github.com/daxfs/containerd-daxfs/internal/disk"
+	"github.com/daxfs/containerd-daxfs/mkdaxfs"
+)
+
+// Commit reads the upper directory of an active snapshot into the pool as a
+// layer and gives it a name. The name appears only when the layer is
+// published; what a failure or crash leaves of the layer is freed.
+func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	var base snapshots.Info
+	for _, o := range opts {
+		if err := o(&base); err != nil {
+			return err
+		}
+	}
+	if err := refuseOwnLabels(base.Labels); err != nil {
+		return err
+	}
+	s.collecting.RLock()
+	defer s.released(ctx)
+
+	var sn *snapshot
+	if err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		if sn, err = get(ctx, key); err != nil {
+			return err
+		}
+		if _, _, _, err := storage.GetInfo(ctx, name); err == nil {
+			return fmt.Errorf("snapshot %q: %w", name, errdefs.ErrAlreadyExists)
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("commit snapshot %q: %w", key, err)
+	}
+	if sn.info.Kind != snapshots.KindActive {
+		return fmt.Errorf("commit snapshot %q: it is not active: %w", key, errdefs.ErrFailedPrecondition)
+	}
+	rec, unpin, err := s.importUpper(ctx, sn)
+	if err != nil {
+		return fmt.Errorf("commit snapshot %q: %w", key, err)
+	}
+	defer unpin()
+	layer := snapshots.WithLabels(map[string]string{LabelLayer: hexKey(rec.Key)})
+	if err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		_, err := storage.CommitActive(ctx, key, name, s.layerUsage(rec), append(opts, withLabelsOver(layer))...)
+		return err
+	}); err != nil {
+		return fmt.Errorf("commit snapshot %q: %w", key, err)
+	}
+	s.images.unuse(ctx, sn.id)
+	s.removeUpper(ctx, sn.id)
+	return nil
+}
+
+// withLabelsOver adds labels to those that earlier options set.
+func withLabelsOver(o snapshots.Opt) snapshots.Opt {
+	return func(info *snapshots.Info) error {
+		labels := info.Labels
+		info.Labels = nil
+		if err := o(info); err != nil {
+			return err
+		}
+		for k, v := range labels {
+			if _, ok := info.Labels[k]; !ok {
+				info.Labels[k] = v
+			}
+		}
+		return nil
+	}
+}
+
+// importUpper publishes an upper directory as a layer, pinned.
+func (s *Snapshotter) importUpper(ctx context.Context, sn *snapshot) (*daxmem.Record, func(), error) {
+	start := time.Now()
+	opts := convert.DirOptions{Upper: true}
+	if isUnpack(sn.info) {
+		// The snapshot's directory was complete before anything was unpacked
+		// into it, and has its time from the same clock.
+		var st unix.Stat_t
+		if err := unix.Stat(s.dir(sn.id), &st); err != nil {
+			return nil, nil, err
+		}
+		opts.ImplicitSince = time.Unix(st.Mtim.Sec, st.Mtim.Nsec)
+	}
+	imp, err := s.pool.NewImport(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer imp.Abort() // nothing is left to abort after a publication
+	store := &importStore{imp: imp}
+	tree, err := convert.FromDir(ctx, s.upper(sn.id), store, opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	layout, err := mkdaxfs.NewLayout(tree, mkdaxfs.Options{Layer: true})
+	if err != nil {
+		return nil, nil, err
+	}
+	k, err := layout.LayerKey()
+	if err != nil {
+		return nil, nil, err
+	}
+	rec, err := imp.PublishLayer(ctx, k, disk.BlockSize+layout.MetaSize(), func(off int64) ([]byte, error) {
+		return emit(layout, s.pool, off)
+	}, daxmem.RecordMeta{Entries: layout.Entries(), DataBytes: uint64(store.bytes)})
+	if err != nil {
+		return nil, nil, err
+	}
+	log.G(ctx).WithField("key", sn.info.Name).WithField("layer", key(k)).WithField("entries", layout.Entries()).
+		WithField("bytes", store.bytes).WithField("took", time.Since(start)).Info("layer imported")
+	return s.pool.Pin(daxmem.KindLayer, rec.Key)
+}
+
+// importStore is a convert.Store over an import of the pool.
+type importStore struct {
+	imp   *daxmem.Import
+	bytes int64
+}
+
+func (i *importStore) Put(ctx context.Context, r io.Reader, size int64) (mkdaxfs.Extent, error) {
+	e, err := i.imp.Put(ctx, r, size)
+	if err != nil {
+		return mkdaxfs.Extent{}, err
+	}
+	i.bytes += size
+	return mkdaxfs.Extent{Offset: e.Offset, Digest: e.Digest}, nil
+}
+
+// layerUsage is a committed snapshot's usage: space of its layer in the pool
+// as if it were alone there.
+func (s *Snapshotter) layerUsage(rec *daxmem.Record) snapshots.Usage {
+	return snapshots.Usage{Size: rec.Size + int64(rec.DataBytes), Inodes: int64(rec.Entries) + 1}
+}
+
+// removeUpper removes the directories of a snapshot that was committed. A
+// container that still runs on them keeps them until Cleanup.
+func (s *Snapshotter) removeUpper(ctx context.Context, id string) {
+	used, err := upperInUse(s.upper(id))
+	if err != nil || used {
+		log.G(ctx).WithError(err).WithField("id", id).Info("upper directory of a committed snapshot is still mounted, kept for now")
+		return
+	}
+	if err := os.RemoveAll(s.dir(id)); err != nil {
+		log.G(ctx).WithError(err).WithField("id", id).Warn("remove upper directory of a committed snapshot")
+	}
+}
+
+func hexKey(k [32]byte) string { return key(k).String() }

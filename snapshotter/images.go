@@ -1,0 +1,256 @@
+package snapshotter
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/containerd/continuity"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/daxfs/containerd-daxfs/daxmem"
+	"github.com/daxfs/containerd-daxfs/internal/engine"
+)
+
+// images mounts each image once and keeps it as long as a snapshot uses it.
+//
+// The pool must not free an image while the kernel may read it, and the kernel
+// may do so after the mount point is gone: an overlay keeps its lower
+// superblock. So an image is pinned in the pool from before its mount until
+// its superblock is gone from sysfs, and that is written down beside the mount
+// point for a daemon that comes later.
+type images struct {
+	dir    string
+	pool   *daxmem.Pool
+	engine engine.Engine
+
+	mu    sync.Mutex
+	byKey map[key]*image
+}
+
+type image struct {
+	key key
+
+	mu     sync.Mutex // serialises making, mounting and unmounting
+	mount  *mountRecord
+	leave  []*mountRecord // unmounted, but the kernel may still have them
+	unpin  func()         // set while mount or leave is
+	users  map[string]struct{}
+	target string
+}
+
+// mountRecord is what is written to images/KEY.json.
+type mountRecord struct {
+	engine.Mount
+	Pool   string `json:"pool"`   // UUID
+	Offset int64  `json:"offset"` // of the image in the pool
+	Boot   string `json:"boot"`   // boot id of the kernel that has the mount
+}
+
+func newImages(dir string, pool *daxmem.Pool, e engine.Engine) *images {
+	return &images{dir: dir, pool: pool, engine: e, byKey: make(map[key]*image)}
+}
+
+func (im *images) target(k key) string { return filepath.Join(im.dir, k.String()) }
+func (im *images) record(k key) string { return im.target(k) + ".json" }
+
+// get returns the entry of an image, locked.
+func (im *images) get(k key) *image {
+	for {
+		im.mu.Lock()
+		img := im.byKey[k]
+		if img == nil {
+			img = &image{key: k, users: make(map[string]struct{}), target: im.target(k)}
+			im.byKey[k] = img
+		}
+		im.mu.Unlock()
+		img.mu.Lock()
+		im.mu.Lock()
+		same := im.byKey[k] == img
+		im.mu.Unlock()
+		if same {
+			return img
+		}
+		img.mu.Unlock() // dropped meanwhile
+	}
+}
+
+// mounted returns how an image is mounted, or nil.
+func (im *images) mounted(k key) *mountRecord {
+	im.mu.Lock()
+	img := im.byKey[k]
+	im.mu.Unlock()
+	if img == nil {
+		return nil
+	}
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	return img.mount
+}
+
+// use makes the snapshot with the given id a user of its chain's image, makes
+// and mounts the image if need be, and returns where it is mounted.
+func (im *images) use(ctx context.Context, id string, c chain) (string, error) {
+	img := im.get(c.key())
+	defer img.mu.Unlock()
+	if img.mount != nil && !isMounted(img.target) {
+		log.G(ctx).WithField("image", img.key).Warn("image was unmounted by somebody else, mounting it again")
+		img.leave = append(img.leave, img.mount)
+		img.mount = nil
+	}
+	if img.mount == nil {
+		if err := im.mount(ctx, img, c); err != nil {
+			im.forget(img)
+			return "", err
+		}
+	}
+	img.users[id] = struct{}{}
+	return img.target, nil
+}
+
+func (im *images) mount(ctx context.Context, img *image, c chain) error {
+	rec, unpin, err := im.flatten(ctx, c)
+	if err != nil {
+		return err
+	}
+	pinned := img.unpin
+	img.unpin = func() {
+		unpin()
+		if pinned != nil {
+			pinned()
+		}
+	}
+	if err := os.MkdirAll(img.target, 0o700); err != nil {
+		return fmt.Errorf("make mount point: %w", err)
+	}
+	region := im.pool.Region()
+	m, err := im.engine.Mount(ctx, engine.Source{Path: region.Path(), Offset: rec.Offset, Size: region.Size() - rec.Offset}, img.target)
+	if err != nil {
+		return err
+	}
+	img.mount = &mountRecord{Mount: *m, Pool: im.pool.UUID().String(), Offset: rec.Offset, Boot: bootID()}
+	if err := im.save(img); err != nil {
+		// Without the record a later daemon could not tell when the image is
+		// free again.
+		im.unmount(ctx, img)
+		return err
+	}
+	log.G(ctx).WithField("image", img.key).WithField("engine", m.Engine).WithField("method", m.Method).
+		WithField("offset", rec.Offset).Info("image mounted")
+	return nil
+}
+
+// save writes the records of an image's mounts, or removes the file if there
+// are none.
+func (im *images) save(img *image) error {
+	var all []*mountRecord
+	if img.mount != nil {
+		all = append(all, img.mount)
+	}
+	all = append(all, img.leave...)
+	path := im.record(img.key)
+	if len(all) == 0 {
+		if err := os.Remove(path); err != nil && !isGone(err) {
+			return fmt.Errorf("remove mount record: %w", err)
+		}
+		return nil
+	}
+	b, err := json.Marshal(all)
+	if err != nil {
+		return err
+	}
+	if err := continuity.AtomicWriteFile(path, append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write mount record: %w", err)
+	}
+	return nil
+}
+
+// unmount takes an image's mount point away; the superblock may stay.
+func (im *images) unmount(ctx context.Context, img *image) {
+	if img.mount == nil {
+		return
+	}
+	if err := engine.Unmount(&img.mount.Mount); err != nil {
+		log.G(ctx).WithError(err).WithField("image", img.key).Warn("unmount image")
+	}
+	img.leave = append(img.leave, img.mount)
+	img.mount = nil
+}
+
+// unuse ends the use of an image by a snapshot; the last one unmounts it.
+func (im *images) unuse(ctx context.Context, id string) {
+	for _, img := range im.all() {
+		img.mu.Lock()
+		if _, ok := img.users[id]; ok {
+			delete(img.users, id)
+			im.settle(ctx, img)
+		}
+		img.mu.Unlock()
+	}
+}
+
+// settle unmounts an image without users and lets go of the pool's pin when
+// the kernel is done with it. img is locked.
+func (im *images) settle(ctx context.Context, img *image) {
+	if len(img.users) == 0 {
+		im.unmount(ctx, img)
+	}
+	before := len(img.leave)
+	img.leave = slices.DeleteFunc(img.leave, func(m *mountRecord) bool { return m.Gone() })
+	if img.mount == nil && len(img.leave) > 0 {
+		log.G(ctx).WithField("image", img.key).WithField("superblocks", img.leave[0].Superblocks).Info("image is unmounted, but still in use by the kernel")
+	}
+	if before > 0 || img.mount == nil {
+		if err := im.save(img); err != nil {
+			log.G(ctx).WithError(err).WithField("image", img.key).Warn("update mount record")
+		}
+	}
+	im.forget(img)
+}
+
+// forget drops an entry that holds nothing. img is locked.
+func (im *images) forget(img *image) {
+	if len(img.users) > 0 || img.mount != nil || len(img.leave) > 0 {
+		return
+	}
+	if img.unpin != nil {
+		img.unpin()
+		img.unpin = nil
+	}
+	os.Remove(img.target) // an empty directory, or not there
+	im.mu.Lock()
+	if im.byKey[img.key] == img {
+		delete(im.byKey, img.key)
+	}
+	im.mu.Unlock()
+}
+
+// sweep looks again whether the kernel is done with unmounted images.
+func (im *images) sweep(ctx context.Context) {
+	for _, img := range im.all() {
+		img.mu.Lock()
+		im.settle(ctx, img)
+		img.mu.Unlock()
+	}
+}
+
+func (im *images) all() []*image {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	out := make([]*image, 0, len(im.byKey))
+	for _, img := range im.byKey {
+		out = append(out, img)
+	}
+	return out
+}
+
+// isMounted reports whether an EROFS is mounted at path.
+func isMounted(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.EROFS_SUPER_MAGIC_V1
+}

@@ -1,0 +1,186 @@
+package snapshotter
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/moby/sys/mountinfo"
+
+	"github.com/daxfs/containerd-daxfs/daxmem"
+	"github.com/daxfs/containerd-daxfs/internal/engine"
+)
+
+// recover puts the directory in order at start. Nothing that a snapshot needs
+// is touched; images that are not mounted are mounted when asked for.
+func (s *Snapshotter) recover(ctx context.Context) error {
+	users, err := s.activeChains(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.images.adopt(ctx, users); err != nil {
+		return err
+	}
+	if err := s.cleanDirectories(ctx); err != nil {
+		return err
+	}
+	return s.collect(ctx)
+}
+
+// activeChains returns, for each chain that active or view snapshots stand
+// on, their ids. Damaged snapshots are reported and left out.
+func (s *Snapshotter) activeChains(ctx context.Context) (map[key][]string, error) {
+	users := make(map[key][]string)
+	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+			if info.Kind == snapshots.KindCommitted {
+				if _, err := layerOf(info); err != nil {
+					log.G(ctx).WithError(err).WithField("key", info.Name).Error("snapshot is damaged and put aside")
+				}
+				return nil
+			}
+			if info.Parent == "" || info.Kind == snapshots.KindActive && isUnpack(info) {
+				return nil
+			}
+			sn, err := get(ctx, info.Name)
+			if err != nil {
+				log.G(ctx).WithError(err).WithField("key", info.Name).Error("snapshot is damaged and put aside")
+				return nil
+			}
+			k := sn.chain.key()
+			users[k] = append(users[k], sn.id)
+			return nil
+		})
+	})
+	if err != nil && !errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("read snapshots: %w", err)
+	}
+	return users, nil
+}
+
+// adopt takes over the mounts that an earlier daemon left: those that
+// snapshots use stay as they are, the others are unmounted. Images that the
+// kernel still has are pinned.
+func (im *images) adopt(ctx context.Context, users map[key][]string) error {
+	at, err := mountsBelow(im.dir)
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(im.dir)
+	if err != nil {
+		return fmt.Errorf("read mount points: %w", err)
+	}
+	names := make(map[string]struct{})
+	for _, e := range entries {
+		names[strings.TrimSuffix(e.Name(), ".json")] = struct{}{}
+	}
+	for name := range names {
+		k, err := parseKey(name)
+		if err != nil {
+			log.G(ctx).WithField("name", name).Warn("unknown file among the mount points, left alone")
+			continue
+		}
+		img := im.get(k)
+		im.adoptOne(ctx, img, at[img.target], users[k])
+		im.settle(ctx, img)
+		img.mu.Unlock()
+	}
+	return nil
+}
+
+// adoptOne rebuilds the entry of one image. mounts is how many file systems
+// are stacked on its mount point.
+func (im *images) adoptOne(ctx context.Context, img *image, mounts int, users []string) {
+	logger := log.G(ctx).WithField("image", img.key)
+	var records []*mountRecord
+	b, err := os.ReadFile(im.record(img.key))
+	if err == nil {
+		err = json.Unmarshal(b, &records)
+	}
+	if err != nil && !isGone(err) {
+		logger.WithError(err).Error("mount record is damaged and put aside")
+	}
+	boot := bootID()
+	rec, unpin, pinErr := im.pool.Pin(daxmem.KindImage, img.key)
+	if pinErr == nil {
+		img.unpin = unpin
+	}
+	for _, r := range records {
+		if r == nil || r.Boot != boot {
+			continue // that kernel is gone
+		}
+		r.Target = img.target
+		current := mounts == 1 && img.mount == nil && pinErr == nil &&
+			r.Pool == im.pool.UUID().String() && r.Offset == rec.Offset && len(users) > 0
+		if current {
+			img.mount = r
+			continue
+		}
+		img.leave = append(img.leave, r)
+	}
+	if img.mount != nil {
+		for _, id := range users {
+			img.users[id] = struct{}{}
+		}
+		logger.WithField("users", len(users)).Info("mounted image taken over")
+		return
+	}
+	for range mounts {
+		r := &mountRecord{Mount: engine.Mount{Target: img.target}, Boot: boot}
+		if err := engine.Unmount(&r.Mount); err != nil {
+			logger.WithError(err).Warn("unmount image")
+			continue
+		}
+		logger.Info("stale mount of image removed")
+		if len(records) == 0 {
+			img.leave = append(img.leave, r)
+		}
+	}
+}
+
+// mountsBelow counts the mounts on each directory in dir.
+func mountsBelow(dir string) (map[string]int, error) {
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return nil, fmt.Errorf("read mounts below %s: %w", dir, err)
+	}
+	at := make(map[string]int)
+	for _, i := range infos {
+		at[i.Mountpoint]++
+	}
+	return at, nil
+}
+
+// upperInUse reports whether an overlay in this mount namespace has path as
+// its upper directory.
+func upperInUse(path string) (bool, error) {
+	infos, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return false, fmt.Errorf("read mounts: %w", err)
+	}
+	for _, i := range infos {
+		for _, o := range strings.Split(i.VFSOptions, ",") {
+			if o == "upperdir="+path {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// bootID identifies the running kernel.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		// Without it every record looks like another boot's: mounts are then
+		// taken from mountinfo alone.
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}

@@ -1,0 +1,213 @@
+// Package snapshotter is containerd's snapshots.Snapshotter over layer indexes
+// and flattened images in a pool.
+//
+// A committed snapshot is one layer index; its key in the pool is a label of
+// the snapshot (LabelLayer), written in the same transaction as its name. The
+// chain of a snapshot is flattened into one image when the first container or
+// view needs it, mounted once, and is the only lower directory of all of them.
+// Active snapshots are ordinary overlay upper directories on disk.
+//
+// What containerd believes in is in metadata.db; everything else here can be
+// found again from it: which images are in use from the active snapshots, what
+// the pool may free from the committed ones. The data path has no daemon: all
+// mounts are the kernel's own and outlive this process.
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/continuity/fs"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/daxfs/containerd-daxfs/daxmem"
+	"github.com/daxfs/containerd-daxfs/internal/engine"
+)
+
+// Options of a snapshotter. All fields are needed.
+type Options struct {
+	// Root is the directory for metadata and the writable parts of active
+	// snapshots. It must be on a file system that overlayfs takes as upper
+	// directory.
+	Root string
+	// Pool keeps layers and images. It stays the caller's, who closes it after
+	// the snapshotter.
+	Pool *daxmem.Pool
+	// Engine mounts images of the pool's region.
+	Engine engine.Engine
+}
+
+// Snapshotter implements snapshots.Snapshotter and snapshots.Cleaner.
+type Snapshotter struct {
+	root   string
+	pool   *daxmem.Pool
+	ms     *storage.MetaStore
+	images *images
+
+	// collecting is held shared by what makes things that nothing refers to
+	// yet (a layer before its snapshot is committed), and exclusively by what
+	// frees such things.
+	collecting sync.RWMutex
+	pending    atomic.Bool // a collection had to be put off
+}
+
+var (
+	_ snapshots.Snapshotter = (*Snapshotter)(nil)
+	_ snapshots.Cleaner     = (*Snapshotter)(nil)
+)
+
+// New opens or makes the snapshotter below opts.Root and puts in order what a
+// crash or reboot left: mounts that nobody needs, directories without a
+// snapshot, layers and images without a user. Such repairs are logged; only
+// what makes any service impossible is an error.
+func New(ctx context.Context, opts Options) (*Snapshotter, error) {
+	for _, dir := range []string{opts.Root, filepath.Join(opts.Root, "snapshots"), filepath.Join(opts.Root, "images")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make directory of the snapshotter: %w", err)
+		}
+	}
+	ms, err := storage.NewMetaStore(filepath.Join(opts.Root, "metadata.db"))
+	if err != nil {
+		return nil, fmt.Errorf("open snapshot metadata: %w", err)
+	}
+	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms}
+	s.images = newImages(filepath.Join(opts.Root, "images"), opts.Pool, opts.Engine)
+	if err := s.recover(ctx); err != nil {
+		return nil, errors.Join(err, ms.Close())
+	}
+	return s, nil
+}
+
+// Close stops using the metadata. It removes and unmounts nothing: containers
+// go on.
+func (s *Snapshotter) Close() error { return s.ms.Close() }
+
+func (s *Snapshotter) dir(id string) string   { return filepath.Join(s.root, "snapshots", id) }
+func (s *Snapshotter) upper(id string) string { return filepath.Join(s.dir(id), "fs") }
+func (s *Snapshotter) work(id string) string  { return filepath.Join(s.dir(id), "work") }
+
+// snapshot is what the metadata says of one key.
+type snapshot struct {
+	id    string
+	info  snapshots.Info
+	usage snapshots.Usage
+	// chain are the layers of the parents, lowest first.
+	chain chain
+}
+
+// get reads a snapshot and its chain inside a transaction.
+func get(ctx context.Context, key string) (*snapshot, error) {
+	id, info, usage, err := storage.GetInfo(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	c, err := chainOf(ctx, info.Parent)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %q: %w", key, err)
+	}
+	return &snapshot{id: id, info: info, usage: usage, chain: c}, nil
+}
+
+func (s *Snapshotter) read(ctx context.Context, key string) (sn *snapshot, err error) {
+	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		sn, err = get(ctx, key)
+		return err
+	})
+	return sn, err
+}
+
+// Stat returns the info of an active, view or committed snapshot.
+func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info, err error) {
+	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		_, info, _, err = storage.GetInfo(ctx, key)
+		if err != nil {
+			return err
+		}
+		s.describe(ctx, &info)
+		return nil
+	})
+	return info, err
+}
+
+// Update changes labels. Those of the snapshotter itself stay as they are.
+func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (out snapshots.Info, err error) {
+	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		_, old, _, err := storage.GetInfo(ctx, info.Name)
+		if err != nil {
+			return err
+		}
+		if out, err = storage.UpdateInfo(ctx, info, fieldpaths...); err != nil {
+			return err
+		}
+		if keepOwnLabels(&out, old) {
+			if out, err = storage.UpdateInfo(ctx, out, "labels"); err != nil {
+				return err
+			}
+		}
+		s.describe(ctx, &out)
+		return nil
+	})
+	return out, err
+}
+
+// Usage returns what a snapshot takes: for an active one its upper directory
+// on disk, for a committed one the space in the pool of its layer's files and
+// index, before sharing with other layers.
+func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	sn, err := s.read(ctx, key)
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	if sn.info.Kind != snapshots.KindActive {
+		return sn.usage, nil
+	}
+	du, err := fs.DiskUsage(ctx, s.upper(sn.id))
+	if err != nil {
+		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, err)
+	}
+	return snapshots.Usage(du), nil
+}
+
+// Walk calls fn for every snapshot that matches one of the filters.
+func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
+	return s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+			s.describe(ctx, &info)
+			return fn(ctx, info)
+		}, filters...)
+	})
+}
+
+// describe adds the labels that tell how a snapshot's image is mounted.
+func (s *Snapshotter) describe(ctx context.Context, info *snapshots.Info) {
+	if info.Kind == snapshots.KindCommitted || info.Parent == "" {
+		return
+	}
+	c, err := chainOf(ctx, info.Parent)
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("key", info.Name).Debug("snapshot has no usable chain")
+		return
+	}
+	m := s.images.mounted(c.key())
+	if m == nil {
+		return
+	}
+	labels := map[string]string{LabelEngine: m.Engine + "/" + m.Method, LabelImage: c.key().String()}
+	for k, v := range info.Labels {
+		if _, own := labels[k]; !own {
+			labels[k] = v
+		}
+	}
+	info.Labels = labels
+}
+
+// isGone reports whether err says that something does not exist any more.
+func isGone(err error) bool { return errdefs.IsNotFound(err) || errors.Is(err, os.ErrNotExist) }
