@@ -17,8 +17,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -137,7 +139,8 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info
 	return info, err
 }
 
-// Update changes labels. Those of the snapshotter itself stay as they are.
+// Update changes labels and returns those that clients can change. The
+// snapshotter's own stay as they are.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (out snapshots.Info, err error) {
 	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
 		_, old, _, err := storage.GetInfo(ctx, info.Name)
@@ -152,7 +155,7 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 				return err
 			}
 		}
-		s.describe(ctx, &out)
+		maps.DeleteFunc(out.Labels, func(k, _ string) bool { return strings.HasPrefix(k, ownPrefix) })
 		return nil
 	})
 	return out, err
