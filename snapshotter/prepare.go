@@ -85,7 +85,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	}
 	if err != nil {
 		ctx := context.WithoutCancel(ctx)
-		if rerr := s.drop(ctx, key); rerr != nil {
+		if _, rerr := s.drop(ctx, key); rerr != nil {
 			log.G(ctx).WithError(rerr).WithField("key", key).Warn("remove snapshot that could not be mounted")
 		}
 		return nil, err

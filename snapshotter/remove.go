@@ -18,28 +18,33 @@ import (
 // Remove forgets a snapshot, and frees what nothing else needs: directories,
 // the image's mount, layers and images in the pool.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	if err := s.drop(ctx, key); err != nil {
+	kind, err := s.drop(ctx, key)
+	if err != nil {
 		return fmt.Errorf("remove snapshot %q: %w", key, err)
 	}
-	s.tryCollect(ctx)
+	// A container's end frees nothing in the pool: its image stays as long as
+	// the committed snapshot of its chain.
+	if kind == snapshots.KindCommitted || s.pending.Load() {
+		s.tryCollect(ctx)
+	}
 	return nil
 }
 
 // drop is Remove without collecting. The metadata goes first: what fails after
 // it is logged and found again by Cleanup.
-func (s *Snapshotter) drop(ctx context.Context, key string) error {
+func (s *Snapshotter) drop(ctx context.Context, key string) (kind snapshots.Kind, _ error) {
 	var id string
 	if err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
-		id, _, err = storage.Remove(ctx, key)
+		id, kind, err = storage.Remove(ctx, key)
 		return err
 	}); err != nil {
-		return err
+		return kind, err
 	}
 	s.images.unuse(ctx, id)
 	if err := os.RemoveAll(s.dir(id)); err != nil {
 		log.G(ctx).WithError(err).WithField("key", key).Warn("remove snapshot directory")
 	}
-	return nil
+	return kind, nil
 }
 
 // cleanupWait is how long Cleanup waits for imports that run. What it could
