@@ -524,12 +524,12 @@ func TestFullPool(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := big.Truncate(3 << 30); err != nil { // sparse: the pool has 1 GiB
+	if err := big.Truncate(5 << 30); err != nil { // sparse: the pool has 4 GiB
 		t.Fatal(err)
 	}
 	big.Close()
 	err = r.Commit(ctx, "x", "c")
-	if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "3221225472") {
+	if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "5368709120") {
 		t.Errorf("commit: %v", err)
 	}
 	if u := r.used(t); u != before {

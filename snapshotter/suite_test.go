@@ -60,7 +60,7 @@ type rig struct {
 func open(t testing.TB, root string) (*rig, error) {
 	t.Helper()
 	ctx := context.Background()
-	pool, err := daxmem.OpenOrCreate(ctx, filepath.Join(root, "pool"), daxmem.Options{MaxSize: 1 << 30})
+	pool, err := daxmem.OpenOrCreate(ctx, filepath.Join(root, "pool"), daxmem.Options{MaxSize: 4 << 30})
 	if err != nil {
 		return nil, err
 	}
