@@ -133,6 +133,11 @@ func (s *Snapshotter) mounts(ctx context.Context, sn *snapshot) ([]mount.Mount, 
 	if err != nil {
 		return nil, fmt.Errorf("mount image of snapshot %q: %w", sn.info.Name, err)
 	}
+	// A Remove between reading the metadata and here has missed this user.
+	if now, err := s.read(ctx, sn.info.Name); err != nil || now.id != sn.id {
+		s.images.unuse(ctx, sn.id)
+		return nil, fmt.Errorf("snapshot %q was removed meanwhile: %w", sn.info.Name, errdefs.ErrNotFound)
+	}
 	if !active {
 		return []mount.Mount{{Type: "bind", Source: lower, Options: append(mapping, "ro", "rbind")}}, nil
 	}

@@ -604,3 +604,33 @@ func TestIDMap(t *testing.T) {
 		t.Errorf("usage %+v, %v: files were copied up", du, err)
 	}
 }
+
+// TestMountsAgainstRemove asks for the mounts of snapshots that are being
+// removed: no mount may stay.
+func TestMountsAgainstRemove(t *testing.T) {
+	r := start(t)
+	r.base(t)
+	for i := range 100 {
+		key := fmt.Sprint("c", i)
+		if _, err := r.Prepare(ctx, key, "base"); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				if _, err := r.Mounts(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Go(func() {
+			if err := r.Remove(ctx, key); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Wait()
+	}
+	if at := testutil.MountsBelow(t, r.root); len(at) != 0 {
+		t.Errorf("mounts are left: %v", at)
+	}
+}
