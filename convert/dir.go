@@ -38,7 +38,7 @@ type DirOptions struct {
 // should not change meanwhile; files that do are read again, then refused.
 // File contents go to store. The result is a sorted layer tree.
 func FromDir(ctx context.Context, root string, store Store, opts DirOptions) (*mkdaxfs.Tree, error) {
-	d := &dirImport{ctx: ctx, store: store, opts: opts, now: time.Now(), links: make(map[uint64]*mkdaxfs.Node)}
+	d := &dirImport{ctx: ctx, store: store, opts: opts, now: time.Now(), links: make(map[fileID]*mkdaxfs.Node)}
 	var st unix.Stat_t
 	if err := unix.Lstat(root, &st); err != nil {
 		return nil, fmt.Errorf("read %s: %w", root, err)
@@ -60,14 +60,20 @@ type dirImport struct {
 	opts  DirOptions
 	now   time.Time
 	dev   uint64
-	links map[uint64]*mkdaxfs.Node // by inode number, files with several names
+	links map[fileID]*mkdaxfs.Node // files with several names
 	bytes int64
 	buf   []byte
 }
 
+// fileID is an inode. On an overlay mount files of different layers can have
+// different device numbers and the same inode number
+// (Documentation/filesystems/overlayfs.rst, "Inode properties").
+type fileID struct{ dev, ino uint64 }
+
 // node reads the file at path; rel is its name for messages.
 func (d *dirImport) node(path, rel string, st *unix.Stat_t) (*mkdaxfs.Node, error) {
-	if st.Dev != d.dev {
+	// Of an overlay, only directories have the device number of the mount.
+	if st.Dev != d.dev && st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return nil, fmt.Errorf("%q: on another file system: %w", rel, errdefs.ErrInvalidArgument)
 	}
 	n := &mkdaxfs.Node{
@@ -148,7 +154,7 @@ func (d *dirImport) children(dir *mkdaxfs.Node, path, rel string) error {
 		var child *mkdaxfs.Node
 		several := st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR
 		if several {
-			child = d.links[st.Ino]
+			child = d.links[fileID{st.Dev, st.Ino}]
 		}
 		if child == nil {
 			if child, err = d.node(p, sub, &st); err != nil {
@@ -158,7 +164,7 @@ func (d *dirImport) children(dir *mkdaxfs.Node, path, rel string) error {
 				return err
 			}
 			if several {
-				d.links[st.Ino] = child
+				d.links[fileID{st.Dev, st.Ino}] = child
 			}
 		}
 		dir.Children = append(dir.Children, mkdaxfs.Child{Name: name, Node: child})

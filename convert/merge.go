@@ -1,9 +1,7 @@
 package convert
 
 import (
-	"bytes"
 	"fmt"
-	"strings"
 
 	"github.com/daxfs/containerd-daxfs/internal/disk"
 	"github.com/daxfs/containerd-daxfs/mkdaxfs"
@@ -11,22 +9,18 @@ import (
 
 // Merge flattens layers, lowest first, into the tree that their stack shows
 // (OCI image-spec, layer.md, "Applying changesets"): whiteouts, opaque
-// directories, replaced types, hard links across layers, and directories
-// without an entry of their own, which keep what the layer below says of them.
+// directories, replaced types, hard links across layers, directories without an
+// entry of their own, which keep what the layer below says of them, and names
+// below a symlink of a lower layer, which are where it points to.
 //
 // The result shares nodes of files with the layers and no directories; it has
 // no marks left. The layers must not be changed while it is in use. Hard links
 // count the names that are left.
 func Merge(layers []*mkdaxfs.Tree) (*mkdaxfs.Tree, error) {
 	m := merger{layers: layers}
-	stack := make([]source, 0, len(layers))
-	for i := len(layers) - 1; i >= 0; i-- {
-		stack = append(stack, source{layers[i].Root, i})
-		if isOpaque(layers[i].Root) {
-			// Metadata of an implicit root still comes from below.
-			break
-		}
-	}
+	m.graftAll()
+	layers = m.layers
+	stack := m.rootView(len(layers))
 	meta := make([]*mkdaxfs.Node, 0, len(layers))
 	for i := len(layers) - 1; i >= 0; i-- {
 		meta = append(meta, layers[i].Root)
@@ -39,7 +33,7 @@ func Merge(layers []*mkdaxfs.Tree) (*mkdaxfs.Tree, error) {
 }
 
 type merger struct {
-	layers []*mkdaxfs.Tree
+	layers []*mkdaxfs.Tree // lowest first
 	slab   []mkdaxfs.Node
 	kids   []mkdaxfs.Child
 }
@@ -124,12 +118,9 @@ func (m *merger) name(path, name string, cand []source) (*mkdaxfs.Node, error) {
 	}
 	if !top.IsDir() {
 		if target, ok := top.Xattr(MarkLink); ok {
-			n := m.lookup(target, cand[0].layer)
-			if n == nil {
-				return nil, fmt.Errorf("hard link %q: target %q is in no layer: %w", join(path, name), target, ErrBadLayer)
-			}
-			if n.IsDir() {
-				return nil, fmt.Errorf("hard link %q: target %q is a directory: %w", join(path, name), target, ErrBadLayer)
+			n, err := m.linkTarget(target, cand[0].layer)
+			if err != nil {
+				return nil, fmt.Errorf("hard link %q: %w", join(path, name), err)
 			}
 			return n, nil
 		}
@@ -180,65 +171,6 @@ func (m *merger) newDir(meta []*mkdaxfs.Node) *mkdaxfs.Node {
 		}
 	}
 	return out
-}
-
-// lookup finds what path shows in the layers below the given one, without
-// following symlinks, or nil.
-func (m *merger) lookup(path string, below int) *mkdaxfs.Node {
-	cand := make([]*mkdaxfs.Node, 0, below)
-	for i := below - 1; i >= 0; i-- {
-		cand = append(cand, m.layers[i].Root)
-	}
-	for elem := range bytes.SplitSeq([]byte(path), []byte("/")) {
-		var next []*mkdaxfs.Node
-		for _, n := range cand {
-			c := lookupSorted(n, string(elem))
-			if c != nil {
-				if c.IsWhiteout() || !c.IsDir() && len(next) > 0 {
-					break
-				}
-				next = append(next, c)
-				if !c.IsDir() || isOpaque(c) {
-					break
-				}
-			}
-			if isOpaque(n) {
-				break
-			}
-		}
-		if len(next) == 0 {
-			return nil
-		}
-		cand = next
-	}
-	if len(cand) == 0 {
-		return nil
-	}
-	n := cand[0]
-	if target, ok := n.Xattr(MarkLink); ok && !n.IsDir() {
-		for i := below - 1; i >= 0; i-- {
-			if (&mkdaxfs.Tree{Root: m.layers[i].Root}).Find(path) == n {
-				return m.lookup(target, i)
-			}
-		}
-	}
-	return n
-}
-
-func lookupSorted(n *mkdaxfs.Node, name string) *mkdaxfs.Node {
-	lo, hi := 0, len(n.Children)
-	for lo < hi {
-		mid := int(uint(lo+hi) >> 1)
-		switch c := strings.Compare(n.Children[mid].Name, name); {
-		case c == 0:
-			return n.Children[mid].Node
-		case c < 0:
-			lo = mid + 1
-		default:
-			hi = mid
-		}
-	}
-	return nil
 }
 
 func join(dir, name string) string {

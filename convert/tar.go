@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"strings"
 
 	"github.com/daxfs/containerd-daxfs/internal/disk"
@@ -44,7 +43,8 @@ type TarOptions struct {
 // Names must be relative and must not contain "..": errors name the entry and
 // wrap ErrBadLayer or ErrTruncated.
 func FromTar(ctx context.Context, r io.Reader, store Store, opts TarOptions) (*mkdaxfs.Tree, []Warning, error) {
-	t := &tarImport{store: store, opts: opts, root: implicitDir()}
+	t := &tarImport{store: store, opts: opts}
+	t.root = t.missingDir()
 	end := &trailer{r: r}
 	tr := tar.NewReader(end)
 	for {
@@ -135,6 +135,15 @@ func (t *tarImport) warn(path, reason string) {
 	t.warnings = append(t.warnings, Warning{path, reason})
 }
 
+// missingDir is a directory that the archive has no entry for.
+func (t *tarImport) missingDir() *mkdaxfs.Node {
+	n := implicitDir()
+	if t.opts.Plain {
+		n.Xattrs = nil // no lower layer has another opinion
+	}
+	return n
+}
+
 // splitName checks a name and returns its elements; none for the root.
 func splitName(name string) ([]string, error) {
 	if len(name) > maxPath {
@@ -164,42 +173,54 @@ func splitName(name string) ([]string, error) {
 // parent returns the directory for the elements of a path, following symlinks
 // of this layer inside its root, and making what is missing.
 func (t *tarImport) parent(elems []string) (*mkdaxfs.Node, error) {
+	dir, _, err := t.walk(elems, true)
+	return dir, err
+}
+
+// walk follows the elements of a path, symlinks of this layer included, and
+// returns the directory and the path without symlinks. If something is missing
+// and not to be made, the directory is nil.
+func (t *tarImport) walk(elems []string, create bool) (dir *mkdaxfs.Node, real []string, err error) {
 	stack := []*mkdaxfs.Node{t.root}
 	links := 0
 	todo := elems
 	for len(todo) > 0 {
 		e := todo[0]
 		todo = todo[1:]
-		dir := stack[len(stack)-1]
 		switch e {
 		case "", ".":
 			continue
 		case "..": // from a symlink
-			if len(stack) > 1 {
-				stack = stack[:len(stack)-1]
+			if len(real) > 0 {
+				stack, real = stack[:len(stack)-1], real[:len(real)-1]
 			}
 			continue
 		}
-		n := dir.Lookup(e)
+		var n *mkdaxfs.Node
+		if dir := stack[len(stack)-1]; dir != nil {
+			n = dir.Lookup(e)
+			if n == nil && create {
+				n = t.missingDir()
+				dir.Set(e, n)
+			}
+		}
 		switch {
 		case n == nil:
-			n = implicitDir()
-			dir.Set(e, n)
 		case n.IsSymlink():
 			if links++; links > maxSymlinks {
-				return nil, fmt.Errorf("path crosses more than %d symlinks: %w", maxSymlinks, ErrBadLayer)
+				return nil, nil, fmt.Errorf("path crosses more than %d symlinks: %w", maxSymlinks, ErrBadLayer)
 			}
 			if strings.HasPrefix(n.Link, "/") {
-				stack = stack[:1]
+				stack, real = stack[:1], real[:0]
 			}
 			todo = append(strings.Split(n.Link, "/"), todo...)
 			continue
 		case !n.IsDir():
-			return nil, fmt.Errorf("parent %q is not a directory: %w", e, ErrBadLayer)
+			return nil, nil, fmt.Errorf("parent %q is not a directory: %w", e, ErrBadLayer)
 		}
-		stack = append(stack, n)
+		stack, real = append(stack, n), append(real, e)
 	}
-	return stack[len(stack)-1], nil
+	return stack[len(stack)-1], real, nil
 }
 
 func (t *tarImport) entry(ctx context.Context, hdr *tar.Header, r io.Reader) error {
@@ -301,102 +322,31 @@ func (t *tarImport) link(hdr *tar.Header, dir *mkdaxfs.Node, base string) error 
 	if err != nil {
 		return fmt.Errorf("hard link to %q: %w", hdr.Linkname, err)
 	}
-	target := (&mkdaxfs.Tree{Root: t.root}).Find(strings.Join(elems, "/"))
+	if len(elems) == 0 {
+		return fmt.Errorf("hard link to %q, a directory: %w", hdr.Linkname, ErrBadLayer)
+	}
+	last := len(elems) - 1
+	in, real, err := t.walk(elems[:last], false)
+	if err != nil {
+		return fmt.Errorf("hard link to %q: %w", hdr.Linkname, err)
+	}
+	var target *mkdaxfs.Node
+	if in != nil {
+		target = in.Lookup(elems[last])
+	}
 	switch {
-	case len(elems) == 0 || target != nil && target.IsDir():
+	case target != nil && target.IsDir():
 		return fmt.Errorf("hard link to %q, a directory: %w", hdr.Linkname, ErrBadLayer)
 	case target == nil && t.opts.Plain:
 		return fmt.Errorf("hard link to %q, which is not there: %w", hdr.Linkname, ErrBadLayer)
 	case target == nil:
 		// Of a lower layer: Merge finds it, or says that it does not exist.
-		target = &mkdaxfs.Node{Mode: disk.TypeRegular, Xattrs: []disk.Xattr{{Name: MarkLink, Value: strings.Join(elems, "/")}}}
+		path := strings.Join(append(real, elems[last]), "/")
+		target = &mkdaxfs.Node{Mode: disk.TypeRegular, Xattrs: []disk.Xattr{{Name: MarkLink, Value: path}}}
 	}
 	if dir.Lookup(base) == target {
 		return nil
 	}
 	dir.Set(base, target)
 	return nil
-}
-
-// node makes a node with a header's metadata.
-func (t *tarImport) node(hdr *tar.Header, path string) (*mkdaxfs.Node, error) {
-	n := &mkdaxfs.Node{Mode: uint32(hdr.Mode & 0o7777)}
-	switch hdr.Typeflag {
-	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont, '\x00':
-		n.Mode |= disk.TypeRegular
-		if hdr.Size < 0 {
-			return nil, fmt.Errorf("size %d: %w", hdr.Size, ErrBadLayer)
-		}
-	case tar.TypeDir:
-		n.Mode |= disk.TypeDir
-	case tar.TypeSymlink:
-		// What Linux shows for every symlink.
-		n.Mode = disk.TypeSymlink | 0o777
-		if n.Link = hdr.Linkname; n.Link == "" || len(n.Link) > disk.MaxLinkLen || strings.IndexByte(n.Link, 0) >= 0 {
-			return nil, fmt.Errorf("symlink target of %d bytes, want 1 to %d without NUL: %w", len(n.Link), disk.MaxLinkLen, ErrBadLayer)
-		}
-	case tar.TypeChar:
-		n.Mode |= disk.TypeChar
-	case tar.TypeBlock:
-		n.Mode |= disk.TypeBlock
-	case tar.TypeFifo:
-		n.Mode |= disk.TypeFIFO
-	default:
-		return nil, fmt.Errorf("type %q is not known: %w", hdr.Typeflag, ErrBadLayer)
-	}
-	for _, id := range []int{hdr.Uid, hdr.Gid} {
-		if id < 0 || uint64(id) >= math.MaxUint32 {
-			return nil, fmt.Errorf("owner %d:%d, want ids of 0 to %d: %w", hdr.Uid, hdr.Gid, uint32(math.MaxUint32-1), ErrBadLayer)
-		}
-	}
-	n.UID, n.GID = uint32(hdr.Uid), uint32(hdr.Gid)
-	if disk.HasRdev(n.Mode) {
-		if hdr.Devmajor < 0 || hdr.Devmajor >= 1<<12 || hdr.Devminor < 0 || hdr.Devminor >= 1<<20 {
-			return nil, fmt.Errorf("device %d:%d, want at most %d:%d: %w", hdr.Devmajor, hdr.Devminor, 1<<12-1, 1<<20-1, ErrBadLayer)
-		}
-		n.Rdev = disk.EncodeDev(uint32(hdr.Devmajor), uint32(hdr.Devminor))
-	}
-	n.Mtime, n.MtimeNsec = hdr.ModTime.Unix(), uint32(hdr.ModTime.Nanosecond())
-	clampTime(n, t.opts.MaxTime)
-	var xs []disk.Xattr
-	for key, value := range hdr.PAXRecords {
-		name, ok := strings.CutPrefix(key, "SCHILY.xattr.")
-		if !ok {
-			continue
-		}
-		if reason := xattrLoss(n, name, value); reason != "" {
-			t.warn(path, reason)
-			continue
-		}
-		xs = append(xs, disk.Xattr{Name: name, Value: value})
-	}
-	if len(xs) > 0 {
-		n.SetXattrs(xs)
-		if err := mkdaxfs.CheckXattrs(path, n.Xattrs); err != nil {
-			return nil, err
-		}
-	}
-	return n, nil
-}
-
-// xattrLoss says why an attribute of an archive is left out, or "". They are
-// those that no Linux file system would take, and overlayfs's own, with which
-// an image could steer its own merge.
-func xattrLoss(n *mkdaxfs.Node, name, value string) string {
-	if strings.HasPrefix(name, overlayPrefix) || strings.HasPrefix(name, daxfsPrefix) {
-		return fmt.Sprintf("xattr %q is reserved", name)
-	}
-	if strings.HasPrefix(name, "user.") && !n.IsRegular() && !n.IsDir() {
-		return fmt.Sprintf("xattr %q is possible on files and directories only", name)
-	}
-	if _, _, ok := disk.SplitXattr(name); !ok {
-		return fmt.Sprintf("xattr %q is in no namespace that the format knows", name)
-	}
-	return ""
-}
-
-func clampTime(n *mkdaxfs.Node, limit int64) {
-	if limit != 0 && (n.Mtime > limit || n.Mtime == limit && n.MtimeNsec > 0) {
-		n.Mtime, n.MtimeNsec = limit, 0
-	}
 }

@@ -106,43 +106,47 @@ func story(t *testing.T, p *Pool, s *promise, rnd *rand.Rand) {
 	imp.Abort()
 }
 
+// moment is what there was just before a write.
+type moment struct {
+	mem, synced []byte
+	ops         []writeOp
+	promise     *promise
+}
+
+// crash is the panic that stands for the end of a process.
 type crash struct{}
 
-// runUntil plays the story and stops it before its n-th write. It reports
-// whether the story came to its end before that.
-func runUntil(t *testing.T, m *memRegion, seed uint64, n int) (s *promise, ended bool) {
-	s = &promise{safe: map[string][][]byte{}, live: map[string][][]byte{}}
-	var now *promise
+// until plays the story and returns what there was before its n-th write, or
+// at its end. The story goes on after that write: what it does then is not
+// looked at.
+func until(t *testing.T, seed uint64, n int) (at *moment, ended bool) {
+	m := newMem(2 * mib)
 	p, err := Create(bg, m, boot(bootA))
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.synced = bytes.Clone(m.mem)
-	defer func() {
-		m.onWrite = nil
-		if r := recover(); r != nil {
-			if _, ok := r.(crash); !ok {
-				panic(r)
-			}
-			s = now
-		}
-	}()
+	s := &promise{safe: map[string][][]byte{}, live: map[string][][]byte{}}
+	take := func() *moment {
+		return &moment{bytes.Clone(m.mem), bytes.Clone(m.synced), m.ops[:len(m.ops):len(m.ops)], s.clone()}
+	}
 	count := 0
 	m.onWrite = func() {
 		if count == n {
-			now = s.clone()
-			panic(crash{})
+			at = take()
 		}
 		count++
 	}
 	story(t, p, s, rand.New(rand.NewPCG(seed, 7)))
-	return s, true
+	if at == nil {
+		return take(), true
+	}
+	return at, false
 }
 
 // verify opens what is on the medium and holds it against the promise.
 func verify(t *testing.T, mem []byte, id [16]byte, must map[string][][]byte) {
 	t.Helper()
-	// Every image is checked twice: the first Open may be the one that dies.
 	m := newMem(0)
 	m.mem = mem
 	p, err := Open(bg, m, boot(id))
@@ -203,18 +207,18 @@ func TestCrash(t *testing.T) {
 	for seed := range seeds {
 		points := 0
 		for n := 0; ; n++ {
-			m := newMem(4 * mib)
-			s, ended := runUntil(t, m, seed, n)
+			m, ended := until(t, seed, n)
+			s := m.promise
 			t.Run(fmt.Sprintf("seed %d/write %d/kill", seed, n), func(t *testing.T) {
 				verify(t, bytes.Clone(m.mem), bootA, s.live)
 			})
-			for i := range len(m.log) + 1 {
-				if i < len(m.log)-3 && i > 3 && n%5 != 0 {
+			for i := range len(m.ops) + 1 {
+				if i < len(m.ops)-3 && i > 3 && n%5 != 0 {
 					continue // most prefixes are those of an earlier n
 				}
 				t.Run(fmt.Sprintf("seed %d/write %d/power, prefix %d", seed, n, i), func(t *testing.T) {
 					mem := bytes.Clone(m.synced)
-					for _, op := range m.log[:i] {
+					for _, op := range m.ops[:i] {
 						op.apply(mem)
 					}
 					verify(t, mem, bootB, s.safe)
@@ -225,7 +229,7 @@ func TestCrash(t *testing.T) {
 				t.Run(fmt.Sprintf("seed %d/write %d/power, subset %d", seed, n, k), func(t *testing.T) {
 					mem := bytes.Clone(m.synced)
 					keep := []int{20, 50, 80}[k%3]
-					for _, op := range m.log {
+					for _, op := range m.ops {
 						if rnd.IntN(100) < keep {
 							op.apply(mem)
 						}
@@ -249,10 +253,9 @@ func TestCrash(t *testing.T) {
 func TestCrashInOpen(t *testing.T) {
 	for seed := range uint64(40) {
 		rnd := rand.New(rand.NewPCG(seed, 3))
-		m := newMem(4 * mib)
-		s, _ := runUntil(t, m, 5, 30+rnd.IntN(60))
+		m, _ := until(t, 5, 30+rnd.IntN(60))
 		mem := bytes.Clone(m.synced)
-		for _, op := range m.log {
+		for _, op := range m.ops {
 			if rnd.IntN(2) == 0 {
 				op.apply(mem)
 			}
@@ -279,7 +282,7 @@ func TestCrashInOpen(t *testing.T) {
 			}()
 			if rnd.IntN(2) == 0 { // and the power goes as well
 				mem = bytes.Clone(r.synced)
-				for _, op := range r.log {
+				for _, op := range r.ops {
 					if rnd.IntN(2) == 0 {
 						op.apply(mem)
 					}
@@ -290,7 +293,7 @@ func TestCrashInOpen(t *testing.T) {
 			}
 		}
 		id[14] = 1
-		verify(t, mem, id, s.safe)
+		verify(t, mem, id, m.promise.safe)
 	}
 }
 

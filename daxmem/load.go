@@ -1,12 +1,8 @@
 package daxmem
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
-
-	"github.com/daxfs/containerd-daxfs/internal/disk"
 )
 
 // loader rebuilds the books from the region. It writes nothing.
@@ -79,6 +75,17 @@ func load(ctx context.Context, r Region, sup *super, size int64, lossy bool) (*l
 	return l, nil
 }
 
+// complete reports whether all bytes that are not free space were accounted
+// for, now or when their record was quarantined.
+func (l *loader) complete() bool {
+	for r := range l.bad {
+		if r.flags&flagQuarantined == 0 {
+			return false
+		}
+	}
+	return len(l.drops) == 0
+}
+
 // found is a record with what its segment says.
 type found struct {
 	rec  *record
@@ -121,231 +128,4 @@ func readSegment(r Region, e *entry, dataStart, regionSize int64) ([]byte, error
 		return nil, corruptf("segment [%d,+%d): digest %x, want %x", e.off, e.size, d[:8], e.digest[:8])
 	}
 	return b, nil
-}
-
-func newestFirst(a, b *found) int { return cmp.Compare(b.rec.seq, a.rec.seq) }
-
-// claimLayers enters sound layers, the newest of each key, and returns those
-// whose space is claimed by another.
-func (l *loader) claimLayers(layers []*found) (bad []*found) {
-	slices.SortStableFunc(layers, newestFirst)
-	for _, f := range layers {
-		rec := f.rec
-		if l.live[recordKey{KindLayer, rec.key}] != nil {
-			bad = l.superseded(bad, f)
-			continue
-		}
-		if why := l.claimLayer(f); why != "" {
-			rec.why = why
-			bad = append(bad, f)
-			continue
-		}
-		l.enter(rec)
-	}
-	return bad
-}
-
-// superseded deals with the older of two records with one key. After lost
-// writes it is one whose retirement was lost; its space was not reused
-// (invariant R), and it can go.
-func (l *loader) superseded(bad []*found, f *found) []*found {
-	if l.lossy {
-		l.drops = append(l.drops, f.rec)
-		return bad
-	}
-	f.rec.why = "another record with the same key is newer"
-	return append(bad, f)
-}
-
-// claimLayer reserves segment and extents, all or nothing.
-func (l *loader) claimLayer(f *found) (why string) {
-	rec := f.rec
-	seg := span{rec.off, disk.AlignUp(rec.size, blockSize)}
-	if err := l.alloc.Reserve(seg.off, seg.size); err != nil {
-		return "segment: " + err.Error()
-	}
-	rec.spans = []span{seg}
-	for _, w := range f.seg.rows {
-		if e := l.byOff[w.off]; e != nil && e.row == w {
-			e.refs++
-			rec.exts = append(rec.exts, e)
-			continue
-		}
-		if err := l.alloc.Reserve(w.off, w.space()); err != nil {
-			for _, s := range l.drop(rec) {
-				l.alloc.Free(s.off, s.size)
-			}
-			rec.spans, rec.exts = nil, nil
-			return fmt.Sprintf("extent %x: %v", w.digest[:8], err)
-		}
-		rec.exts = append(rec.exts, l.addExtent(w, 1))
-	}
-	return ""
-}
-
-// prove hashes every extent of every layer that is not durable. An extent that
-// fails takes all layers that use it with it, durable ones too.
-func (l *loader) prove(ctx context.Context) error {
-	failed := map[*extent]string{}
-	proved := map[*extent]bool{}
-	for _, rec := range l.slots {
-		if rec == nil || rec.flags&flagDurable != 0 {
-			continue
-		}
-		for _, e := range rec.exts {
-			if proved[e] {
-				continue
-			}
-			proved[e] = true
-			d, err := hashRegion(ctx, l.region, e.off, e.size)
-			switch {
-			case ctx.Err() != nil:
-				return ctx.Err()
-			case err != nil:
-				failed[e] = err.Error()
-			case d != e.digest:
-				failed[e] = fmt.Sprintf("extent [%d,+%d): digest %x, want %x", e.off, e.size, d[:8], e.digest[:8])
-			}
-		}
-	}
-	if len(failed) == 0 {
-		return nil
-	}
-	for _, rec := range l.slots {
-		if rec == nil {
-			continue
-		}
-		for _, e := range rec.exts {
-			if why := failed[e]; why != "" {
-				l.quarantine(rec, why, func(e *extent) bool { return failed[e] != "" })
-				break
-			}
-		}
-	}
-	return nil
-}
-
-// claimImages enters sound images whose layers are there and were published
-// before them.
-func (l *loader) claimImages(images []*found, badLayers map[[32]byte]bool) (bad []*found) {
-	slices.SortStableFunc(images, newestFirst)
-	for _, f := range images {
-		rec := f.rec
-		if l.live[recordKey{KindImage, rec.key}] != nil {
-			bad = l.superseded(bad, f)
-			continue
-		}
-		missing := l.resolve(f)
-		switch {
-		case missing != "" && l.lossy && !slices.ContainsFunc(f.seg.layers, func(k [32]byte) bool { return badLayers[k] }):
-			// Its own retirement was lost, or its layer's publication.
-			rec.layers = nil
-			l.drops = append(l.drops, rec)
-			continue
-		case missing != "":
-			rec.why = missing
-		default:
-			seg := span{rec.off, disk.AlignUp(rec.size, blockSize)}
-			if err := l.alloc.Reserve(seg.off, seg.size); err != nil {
-				rec.why = "segment: " + err.Error()
-			} else {
-				rec.spans = []span{seg}
-			}
-		}
-		if rec.why != "" {
-			bad = append(bad, f)
-			continue
-		}
-		for _, layer := range rec.layers {
-			layer.users++
-		}
-		l.enter(rec)
-	}
-	return bad
-}
-
-// resolve finds the layers of an image. missing says which is not there.
-func (l *loader) resolve(f *found) (missing string) {
-	for _, key := range f.seg.layers {
-		layer := l.live[recordKey{KindLayer, key}]
-		switch {
-		case layer == nil:
-			missing = recordName(KindLayer, key) + ", which the image draws from, is not there"
-		case layer.seq > f.rec.seq: // its extents need not be where the image points
-			missing = recordName(KindLayer, key) + ", which the image draws from, is newer than the image"
-		default:
-			f.rec.layers = append(f.rec.layers, layer)
-		}
-	}
-	return missing
-}
-
-// badLayers are the keys of layers that are there, but not sound.
-func (l *loader) badLayers(bad []*found) map[[32]byte]bool {
-	keys := map[[32]byte]bool{}
-	for _, f := range bad {
-		keys[f.rec.key] = true
-	}
-	for r := range l.bad {
-		keys[r.key] = true
-	}
-	return keys
-}
-
-// claimRest puts a bad record aside and reserves what it may use and nothing
-// sound uses, so that it can be looked at, and a kernel that still maps it
-// keeps seeing the same bytes.
-func (l *loader) claimRest(f *found) {
-	rec := f.rec
-	size, rows := rec.size, []row(nil)
-	if f.seg != nil {
-		rows = f.seg.rows
-		if rec.layers == nil {
-			l.resolve(f)
-		}
-	} else {
-		var there int64
-		there, rows = salvage(l.region, rec.off, l.sup.dataStart, l.size)
-		if f.cond != condLive { // the record's own size is a hint at best
-			size = there
-		}
-	}
-	if size > 0 && rec.off >= l.sup.dataStart && rec.off%blockSize == 0 && rec.off <= l.size && size <= l.size-rec.off {
-		l.reserveFree(rec, rec.off, disk.AlignUp(size, blockSize))
-	}
-	for _, w := range rows {
-		if e := l.byOff[w.off]; e != nil && e.row == w {
-			e.refs++
-			rec.exts = append(rec.exts, e)
-			continue
-		}
-		if l.alloc.Reserve(w.off, w.space()) == nil {
-			// An extent, so that another bad layer can hold it too; but not one
-			// that imports find.
-			e := &extent{row: w, refs: 1, published: true}
-			l.byOff[w.off] = e
-			rec.exts = append(rec.exts, e)
-			continue
-		}
-		l.reserveFree(rec, w.off, w.space())
-	}
-	for _, layer := range rec.layers {
-		layer.users++
-	}
-	l.slots[rec.slot] = rec
-	l.quarantine(rec, rec.why, nil)
-}
-
-// reserveFree gives rec whatever of [off, off+n) nobody has.
-func (l *loader) reserveFree(rec *record, off, n int64) {
-	var parts []span
-	for o, n := range l.alloc.FreeIn(off, n) {
-		parts = append(parts, span{o, n})
-	}
-	for _, s := range parts {
-		if err := l.alloc.Reserve(s.off, s.size); err != nil {
-			panic(err) // it was free a moment ago, and the books are ours
-		}
-	}
-	rec.spans = append(rec.spans, parts...)
 }

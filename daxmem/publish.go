@@ -102,23 +102,7 @@ func (p *Pool) commit(d *draft, r *record, kind Kind, key [32]byte, meta RecordM
 		entries: meta.Entries, data: meta.DataBytes, created: time.Now().UnixNano(), seq: p.seq + 1,
 	}
 	r.spans = []span{{d.off, disk.AlignUp(d.size, blockSize)}}
-	_, err := p.region.WriteAt(r.encode(), slotOffset(r.slot))
-	if err == nil {
-		err = p.writeWord(r, stateLive)
-	}
-	if err != nil {
-		err = fmt.Errorf("write catalog record %d: %w", r.slot, err)
-		if cerr := p.clearSlot(r); cerr != nil {
-			// The record may be LIVE on the medium for all we know: what it names
-			// must not be reused before the pool has been loaded anew. Extents
-			// stay in limbo, which a failed pool never empties.
-			p.fail(cerr)
-			p.lost = append(p.lost, r.spans...)
-			delete(p.inflight, d.off)
-			for _, e := range r.exts {
-				e.published = true
-			}
-		}
+	if err := p.store(r); err != nil {
 		p.gens[d.slot] = r.word.generation()
 		return err
 	}
@@ -126,6 +110,36 @@ func (p *Pool) commit(d *draft, r *record, kind Kind, key [32]byte, meta RecordM
 	p.enter(r)
 	p.pending[r] = struct{}{}
 	return nil
+}
+
+// store writes a record and makes it LIVE. After an error it is not LIVE, or
+// the pool has failed.
+func (p *Pool) store(r *record) error {
+	_, err := p.region.WriteAt(r.encode(), slotOffset(r.slot))
+	if err != nil {
+		// WRITING or what was there before: either way it names nothing. The
+		// slot is cleared as well as it can be.
+		_ = p.clearSlot(r)
+	} else if err = p.writeWord(r, stateLive); err != nil {
+		if cerr := p.clearSlot(r); cerr != nil {
+			// It may be LIVE on the medium for all we know: what it names must
+			// not be reused before the pool has been loaded anew. Extents stay
+			// in limbo, which a failed pool never empties.
+			p.fail(cerr)
+			p.lost = append(p.lost, r.spans...)
+			delete(p.inflight, r.off)
+			for _, e := range r.exts {
+				e.published = true
+			}
+		}
+	}
+	switch {
+	case err == nil:
+		return nil
+	case isNoSpace(err):
+		return p.full("catalog record", recordSize, err)
+	}
+	return fmt.Errorf("write catalog record %d: %w", r.slot, err)
 }
 
 // PublishLayer puts the layer index into the catalog under key, and its extents
@@ -146,7 +160,7 @@ func (imp *Import) PublishLayer(ctx context.Context, key [32]byte, size int64, b
 	if err != nil {
 		return nil, fmt.Errorf("publish %s: %w", recordName(KindLayer, key), err)
 	}
-	return rec, p.published(ctx)
+	return rec, p.published(ctx, rec)
 }
 
 func (imp *Import) publish(ctx context.Context, key [32]byte, size int64, build BuildFunc, meta RecordMeta) (*Record, error) {
@@ -221,7 +235,7 @@ func (p *Pool) PublishImage(ctx context.Context, key [32]byte, layers [][32]byte
 	if err != nil {
 		return nil, fmt.Errorf("publish %s: %w", recordName(KindImage, key), err)
 	}
-	return rec, p.published(ctx)
+	return rec, p.published(ctx, rec)
 }
 
 func (p *Pool) publishImage(ctx context.Context, key [32]byte, layers [][32]byte, size int64, build BuildFunc, meta RecordMeta) (*Record, error) {
@@ -241,8 +255,9 @@ func (p *Pool) publishImage(ctx context.Context, key [32]byte, layers [][32]byte
 		err = invalidf("the segment lists other layers than the %d of the image", len(layers))
 	default:
 		if err = p.commit(d, rec, KindImage, key, meta); err == nil {
+			out = rec.public()
 			p.mu.Unlock()
-			return rec.public(), nil
+			return out, nil
 		}
 	}
 	for _, l := range used {
@@ -280,10 +295,15 @@ func (p *Pool) useLayers(key [32]byte, layers [][32]byte) (there *Record, used [
 	return nil, used, limit, nil
 }
 
-// published ends a publication: now, or soon in the background.
-func (p *Pool) published(ctx context.Context) error {
+// published ends a publication: durable now, or soon in the background. When
+// the sync fails the record is in the catalog all the same.
+func (p *Pool) published(ctx context.Context, rec *Record) error {
 	if p.opts.SyncOnPublish {
-		return p.flush(ctx)
+		if err := p.flush(ctx); err != nil {
+			return err
+		}
+		rec.Durable = true
+		return nil
 	}
 	p.wake()
 	return nil

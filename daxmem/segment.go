@@ -3,7 +3,6 @@ package daxmem
 import (
 	"bytes"
 	"cmp"
-	"math"
 	"slices"
 
 	"github.com/daxfs/containerd-daxfs/internal/disk"
@@ -107,22 +106,25 @@ func salvage(r Region, off, dataStart, regionSize int64) (size int64, rows []row
 		return 0, nil
 	}
 	size = int64(sb.BaseOffset + sb.MetaOffset + sb.MetaSize)
-	if sb.ExtentCount == 0 || sb.ExtentCount > math.MaxInt32 {
-		return size, nil
-	}
-	table := make([]byte, sb.ExtentCount*disk.ExtentSize)
-	if _, err := r.ReadAt(table, off+int64(sb.BaseOffset+sb.ExtentOffset)); err != nil {
-		return size, nil
-	}
-	for i := range sb.ExtentCount {
-		x := disk.DecodeExtent(table[i*disk.ExtentSize:])
-		if x.Size == 0 || !disk.Inside(x.Offset, x.Size, sb.BaseSize) {
-			continue
+	// In pieces: the count is only known to fit into the region.
+	piece := make([]byte, 1024*disk.ExtentSize)
+	at := off + int64(sb.BaseOffset+sb.ExtentOffset)
+	for left := sb.ExtentCount; left > 0; {
+		n := min(left, 1024)
+		if _, err := r.ReadAt(piece[:n*disk.ExtentSize], at); err != nil {
+			break
 		}
-		w := row{x.Digest, off + int64(sb.BaseOffset+x.Offset), int64(x.Size)}
-		if w.off%blockSize == 0 && w.off >= dataStart && w.space() <= regionSize-w.off {
-			rows = append(rows, w)
+		for i := range n {
+			x := disk.DecodeExtent(piece[i*disk.ExtentSize:])
+			if x.Size == 0 || !disk.Inside(x.Offset, x.Size, sb.BaseSize) {
+				continue
+			}
+			w := row{x.Digest, off + int64(sb.BaseOffset+x.Offset), int64(x.Size)}
+			if w.off%blockSize == 0 && w.off >= dataStart && w.space() <= regionSize-w.off {
+				rows = append(rows, w)
+			}
 		}
+		left, at = left-n, at+int64(n*disk.ExtentSize)
 	}
 	return size, rows
 }

@@ -47,14 +47,13 @@ const (
 //	    96    8 lease table size
 //	   508    4 CRC-32C of bytes 0..507
 type super struct {
-	uuid           [16]byte
-	createdSize    int64
-	records        int
-	dataStart      int64
-	incompat       uint64
-	compat         uint64
-	created        int64
-	leaseOff, size int64
+	uuid        [16]byte
+	createdSize int64
+	records     int
+	dataStart   int64
+	incompat    uint64
+	compat      uint64
+	created     int64
 }
 
 func recordsFor(size int64) int {

@@ -1,6 +1,7 @@
 package mkdaxfs
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -46,7 +47,13 @@ type Builder struct {
 	spool *os.File
 	w     *dataWriter
 	known map[[32]byte]int64 // Share: offsets by digest
+	small []byte             // Share: one file
 }
+
+// maxImage bounds what a builder writes: 16 TiB, which is what 32-bit block
+// addresses of the EROFS view reach, and ext4 files too. A sparse file in an
+// archive may claim any size.
+const maxImage = disk.ErofsMaxBlocks * disk.BlockSize
 
 // NewBuilder starts an image in out, an empty file that stays the caller's.
 func NewBuilder(out *os.File, opts BuildOptions) (*Builder, error) {
@@ -84,27 +91,50 @@ func (b *Builder) Put(ctx context.Context, r io.Reader, size int64) (Extent, err
 	if size == 0 {
 		return Extent{}, nil
 	}
-	off := b.w.begin(size)
-	var h io.Writer
-	var hash *blake3.Hasher
+	if size < 0 || size > maxImage {
+		return Extent{}, fmt.Errorf("file of %d bytes, want 0 to %d: %w", size, int64(maxImage), ErrInvalidTree)
+	}
 	if b.opts.Share {
-		hash = blake3.New()
-		h = hash
+		return b.putShared(ctx, r, size)
 	}
-	if err := b.w.copy(ctx, r, size, h); err != nil {
-		return Extent{}, err
-	}
-	e := Extent{Offset: off}
-	if hash != nil {
-		copy(e.Digest[:], hash.Sum(nil))
+	off := b.w.begin(size)
+	return Extent{Offset: off}, b.w.copy(ctx, r, size, nil)
+}
+
+// putShared is Put with a digest.
+func (b *Builder) putShared(ctx context.Context, r io.Reader, size int64) (Extent, error) {
+	var e Extent
+	if size <= writeBuffer {
+		// Known before it is written.
+		if b.small == nil {
+			b.small = make([]byte, writeBuffer)
+		}
+		data := b.small[:size]
+		if n, err := io.ReadFull(r, data); err != nil {
+			return e, readError(err, int64(n), size)
+		}
+		e.Digest = blake3.Sum256(data)
 		if known, ok := b.known[e.Digest]; ok {
-			// Written, but not needed: later files take the space.
-			b.w.discard(off, size)
 			e.Offset = known
 			return e, nil
 		}
-		b.known[e.Digest] = off
+		e.Offset = b.w.begin(size)
+		b.known[e.Digest] = e.Offset
+		return e, b.w.copy(ctx, bytes.NewReader(data), size, nil)
 	}
+	hash := blake3.New()
+	e.Offset = b.w.begin(size)
+	if err := b.w.copy(ctx, r, size, hash); err != nil {
+		return Extent{}, err
+	}
+	copy(e.Digest[:], hash.Sum(nil))
+	if known, ok := b.known[e.Digest]; ok {
+		// Written, but not needed: later files take the space.
+		b.w.discard(e.Offset, size)
+		e.Offset = known
+		return e, nil
+	}
+	b.known[e.Digest] = e.Offset
 	return e, nil
 }
 
@@ -144,6 +174,10 @@ func (b *Builder) Finish(ctx context.Context, t *Tree) (*BuildStats, error) {
 	super, meta, err := l.Emit(Place{Super: 0, Meta: metaAt, End: end})
 	if err != nil {
 		return nil, err
+	}
+	// What lies behind the data now may be left from discarded files.
+	if err := b.out.Truncate(b.w.end); err != nil {
+		return nil, fmt.Errorf("set image size to %d: %w", b.w.end, err)
 	}
 	if err := b.out.Truncate(end); err != nil {
 		return nil, fmt.Errorf("set image size to %d: %w", end, err)

@@ -40,24 +40,23 @@ func Check(img *Image, origin int64) (*Report, error) {
 	}
 	if !sb.Native() {
 		r.Names = 0
-		_ = tree.Nodes(func(*Node) error { r.Names++; return nil })
-		r.Names-- // the root has no name
+		if err := tree.Nodes(func(n *Node) error {
+			for _, c := range n.Children {
+				r.Names++
+				if err := c.Node.checkFinal(c.Name); err != nil {
+					return disk.Corruptf("tree: %v", err)
+				}
+			}
+			return nil
+		}); err != nil {
+			return nil, err
+		}
 		r.MetaSize = uint64(sb.InodeCount) * disk.InodeSize
 		return r, nil
 	}
 	r.Dialect = "native"
 	if got := blake3.Sum256(img.meta); got != sb.MetaDigest {
 		return nil, disk.Corruptf("metadata: digest %x, superblock says %x", got[:8], sb.MetaDigest[:8])
-	}
-	if !img.IsLayer() {
-		if err := tree.Nodes(func(n *Node) error {
-			if n.IsWhiteout() {
-				return disk.Corruptf("image holds a whiteout (character device 0/0)")
-			}
-			return nil
-		}); err != nil {
-			return nil, err
-		}
 	}
 	return r, checkCanonical(img, tree, origin)
 }

@@ -3,7 +3,6 @@ package mkdaxfs
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -27,6 +26,7 @@ var zeroBlock [disk.BlockSize]byte
 type dataWriter struct {
 	f    *os.File
 	end  int64 // first byte behind all extents, a multiple of the block size
+	top  int64 // first byte behind all that was ever written or reserved
 	gaps []gap // free space below end, from aligning large files
 	buf  []byte
 	at   int64 // file offset of buf[0]
@@ -49,7 +49,7 @@ type gap struct {
 
 func newDataWriter(f *os.File, start int64) *dataWriter {
 	return &dataWriter{
-		f: f, end: start, at: start, wrote: make(chan wrote, 1),
+		f: f, end: start, top: start, at: start, wrote: make(chan wrote, 1),
 		buf: make([]byte, 0, writeBuffer), spare: make([]byte, 0, writeBuffer),
 	}
 }
@@ -82,6 +82,8 @@ func (w *dataWriter) begin(size int64) int64 {
 			off = huge
 		}
 		w.end = off + n
+		w.zero = off >= w.top
+		w.top = max(w.top, w.end)
 	}
 	if w.at+int64(len(w.buf)) != off {
 		w.submit()
@@ -93,7 +95,12 @@ func (w *dataWriter) begin(size int64) int64 {
 // discard returns the space of an extent that begin gave and copy filled.
 // Writes keep their order, so what comes there later wins.
 func (w *dataWriter) discard(off, size int64) {
-	w.gaps = append(w.gaps, gap{off: off, end: off + disk.AlignUp(size, int64(disk.BlockSize)), dirty: true})
+	end := off + disk.AlignUp(size, int64(disk.BlockSize))
+	if end == w.end {
+		w.end = off
+		return
+	}
+	w.gaps = append(w.gaps, gap{off: off, end: end, dirty: true})
 }
 
 // submit starts writing what is buffered, after the write before it. Its error
@@ -153,10 +160,7 @@ func (w *dataWriter) copy(ctx context.Context, r io.Reader, size int64, h io.Wri
 		n := int(min(left, int64(cap(w.buf)-have)))
 		b := w.buf[have : have+n]
 		if got, err := io.ReadFull(r, b); err != nil {
-			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-				return fmt.Errorf("read file data: %d bytes, want %d: %w", size-left+int64(got), size, io.ErrUnexpectedEOF)
-			}
-			return fmt.Errorf("read file data: %w", err)
+			return readError(err, size-left+int64(got), size)
 		}
 		if h != nil {
 			_, _ = h.Write(b) // hashes do not fail
@@ -172,6 +176,15 @@ func (w *dataWriter) copy(ctx context.Context, r io.Reader, size int64, h io.Wri
 		}
 	}
 	return nil
+}
+
+// readError is for a source that ended or failed after got of size bytes.
+func readError(err error, got, size int64) error {
+	// Only the reader's own end, not one that it wraps.
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return fmt.Errorf("read file data: %d bytes, want %d: %w", got, size, io.ErrUnexpectedEOF)
+	}
+	return fmt.Errorf("read file data: %w", err)
 }
 
 // dropZeros skips buf[from:] if it is all zeros in fresh space and large enough

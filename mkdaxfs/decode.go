@@ -101,6 +101,7 @@ func (d *decoder) children(dir *Node, in *disk.Inode) ([]pendingDir, error) {
 	}
 	dir.Children = make([]Child, list.Len())
 	var last []byte
+	names := list.Names()
 	for i := range list.Len() {
 		name := list.Name(i)
 		if err := disk.CheckName(name); err != nil {
@@ -142,7 +143,12 @@ func (d *decoder) children(dir *Node, in *disk.Inode) ([]pendingDir, error) {
 		} else {
 			d.links[ino-1]++
 		}
-		dir.Children[i] = Child{string(name), child}
+		if native {
+			dir.Children[i] = Child{names[:len(name)], child}
+			names = names[len(name):]
+		} else {
+			dir.Children[i] = Child{string(name), child}
+		}
 	}
 	if !native {
 		t := Tree{Root: dir}

@@ -19,6 +19,13 @@ type erofsLayout struct {
 	metaOff uint64       // inode area, a multiple of the block size: meta_blkaddr
 	inode   []uint64     // by ino-1: offset of the inode in the inode area
 	data    []erofsPlace // by ino-1: directories and symlinks
+	block   []erofsEntry // of emitDir
+}
+
+type erofsEntry struct {
+	name string
+	nid  uint64
+	typ  uint8
 }
 
 // erofsPlace says where a directory's or symlink's bytes are.
@@ -110,7 +117,7 @@ func erofsHead(n int) uint64 {
 // ".." are entries like others, sorted among the rest. child is -1 and -2 for
 // them.
 func erofsNames(n *Node, fn func(name string, child int)) {
-	dots := []string{".", ".."}
+	dots := [...]string{".", ".."}
 	d := 0
 	for i, c := range n.Children {
 		for d < 2 && dots[d] < c.Name {
@@ -204,12 +211,7 @@ func (e *erofsLayout) emit(l *Layout, meta []byte, metaAddr uint64, dataAddr fun
 // emitDir writes the blocks of directory i; at returns where a block begins.
 func (e *erofsLayout) emitDir(l *Layout, i int, at func(block uint64) []byte) {
 	dir := l.nodes[i]
-	type entry struct {
-		name string
-		nid  uint64
-		typ  uint8
-	}
-	var block []entry
+	block := e.block[:0]
 	used, number := 0, uint64(0)
 	flush := func() {
 		b := at(number)
@@ -222,7 +224,7 @@ func (e *erofsLayout) emitDir(l *Layout, i int, at func(block uint64) []byte) {
 		number++
 	}
 	erofsNames(dir, func(name string, child int) {
-		en := entry{name: name}
+		en := erofsEntry{name: name}
 		switch child {
 		case -1:
 			en.nid, en.typ = e.nid(i), disk.ErofsFileType(disk.TypeDir)
@@ -239,4 +241,5 @@ func (e *erofsLayout) emitDir(l *Layout, i int, at func(block uint64) []byte) {
 		block = append(block, en)
 	})
 	flush()
+	e.block = block
 }

@@ -71,6 +71,11 @@ func (l *Layout) number(t *Tree) error {
 		if err := n.check(name); err != nil {
 			return err
 		}
+		if !l.opts.Layer {
+			if err := n.checkFinal(name); err != nil {
+				return err
+			}
+		}
 		if len(l.nodes) == 1<<32-1 {
 			return fmt.Errorf("more than %d inodes: %w", uint32(1<<32-1), ErrInvalidTree)
 		}
@@ -133,7 +138,9 @@ func (l *Layout) place() error {
 		return fmt.Errorf("distinct xattrs need %d bytes, want less than 4 GiB: %w", len(l.xattrs.bytes), ErrInvalidTree)
 	}
 	if l.opts.Layer {
-		l.collectExtents()
+		if err := l.collectExtents(); err != nil {
+			return err
+		}
 	}
 	l.inodeOff = disk.AlignUp(uint64(len(l.xattrs.bytes)), 8)
 	pos := l.inodeOff + uint64(len(l.nodes))*disk.InodeSize
@@ -182,21 +189,29 @@ func (l *Layout) dirSize(n *Node) uint64 {
 	return size
 }
 
-func (l *Layout) collectExtents() {
-	seen := make(map[[32]byte]struct{})
-	for _, n := range l.nodes {
+// collectExtents makes the extent table: one row for each content.
+func (l *Layout) collectExtents() error {
+	type place struct{ off, size int64 }
+	seen := make(map[[32]byte]place)
+	for i, n := range l.nodes {
 		if !n.IsRegular() || n.Size == 0 {
 			continue
 		}
-		if _, ok := seen[n.Extent.Digest]; ok {
+		here := place{n.Extent.Offset, n.Size}
+		if p, ok := seen[n.Extent.Digest]; ok {
+			if p != here {
+				return fmt.Errorf("inode %d: digest %x is at [%d,+%d) and [%d,+%d), want one place: %w",
+					i+1, n.Extent.Digest[:8], p.off, p.size, here.off, here.size, ErrInvalidTree)
+			}
 			continue
 		}
-		seen[n.Extent.Digest] = struct{}{}
+		seen[n.Extent.Digest] = here
 		l.extents = append(l.extents, disk.Extent{Digest: n.Extent.Digest, Size: uint64(n.Size), Offset: uint64(n.Extent.Offset)})
 	}
 	sort.Slice(l.extents, func(i, j int) bool {
 		return string(l.extents[i].Digest[:]) < string(l.extents[j].Digest[:])
 	})
+	return nil
 }
 
 // xattrArea holds each distinct set of attributes once.

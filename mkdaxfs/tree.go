@@ -259,6 +259,21 @@ func (n *Node) check(name string) error {
 	return CheckXattrs(name, n.Xattrs)
 }
 
+// checkFinal reports whether n may be in an image, in contrast to a layer index:
+// nothing in it may steer the overlayfs that is mounted above.
+func (n *Node) checkFinal(name string) error {
+	if n.IsWhiteout() {
+		return fmt.Errorf("%q: character device 0/0, which overlayfs takes for a whiteout: %w", name, ErrInvalidTree)
+	}
+	for _, x := range n.Xattrs {
+		if strings.HasPrefix(x.Name, "trusted.daxfs.") ||
+			strings.HasPrefix(x.Name, "trusted.overlay.") && !strings.HasPrefix(x.Name, "trusted.overlay.overlay.") {
+			return fmt.Errorf("%q: xattr %q is for layers: %w", name, x.Name, ErrInvalidTree)
+		}
+	}
+	return nil
+}
+
 // CheckXattrs reports whether the format can hold a set of attributes, which
 // must be sorted by name; path is for the message.
 func CheckXattrs(path string, xs []disk.Xattr) error {

@@ -42,14 +42,24 @@ func runBuild(ctx context.Context, cfg *config, std streams) error {
 		return err
 	}
 	defer out.discard()
-	if err := build(ctx, cfg, std, out, res); err != nil {
-		return explain(err, out.path, cfg.source)
+	done := make(chan error, 1)
+	go func() { done <- build(ctx, cfg, std, out, res) }()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		// The build ends by itself, unless it waits for standard input; then
+		// it ends with the program.
+		select {
+		case <-done:
+		case <-time.After(time.Second):
+		}
+		err = ctx.Err()
 	}
-	if err := ctx.Err(); err != nil {
-		return err
+	if err == nil {
+		err = out.commit()
 	}
-	if err := out.commit(); err != nil {
-		return explain(err, out.path, cfg.source)
+	if err != nil {
+		return explain(err, out.path)
 	}
 	res.Image = cfg.output
 	res.Seconds = time.Since(start).Seconds()
@@ -98,7 +108,7 @@ func build(ctx context.Context, cfg *config, std streams, out *output, res *resu
 
 // explain adds what the user needs to know about errors of the output's file
 // system.
-func explain(err error, output, source string) error {
+func explain(err error, output string) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC):
 		var fs unix.Statfs_t

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
@@ -23,7 +25,25 @@ type Container struct {
 
 	lab    *Lab
 	exited <-chan client.ExitStatus
-	out    bytes.Buffer
+	out    output
+}
+
+// output collects both streams of a process, each copied by a goroutine of its own.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
 }
 
 // ContainerOpts are the rarer choices in making a container.
@@ -37,7 +57,11 @@ func (l *Lab) CreateContainer(ctx context.Context, img client.Image, snapshotter
 	id := fmt.Sprintf("c%d", serial.Add(1))
 	// An image that is already unpacked knows for which snapshotter; this makes
 	// the container look there.
-	opts := []client.NewContainerOpts{client.WithSnapshotter(snapshotter), client.WithImage(img)}
+	opts := []client.NewContainerOpts{
+		client.WithSnapshotter(snapshotter), client.WithImage(img),
+		// runc keeps its state in /run/containerd/runc otherwise.
+		client.WithRuntime("io.containerd.runc.v2", &options.Options{Root: l.path("runc")}),
+	}
 	if o.Container == nil {
 		opts = append(opts, client.WithNewSnapshot(id, img))
 	}
@@ -79,11 +103,23 @@ func (l *Lab) StartTask(ctx context.Context, c client.Container) (*Container, er
 	return s, nil
 }
 
+// Attach returns a handle on a container that runs already, without its output.
+func (l *Lab) Attach(ctx context.Context, c client.Container) (*Container, error) {
+	s := &Container{Container: c, lab: l}
+	var err error
+	if s.Task, err = c.Task(ctx, nil); err != nil {
+		return nil, err
+	}
+	s.exited, err = s.Task.Wait(ctx)
+	return s, err
+}
+
 // Wait waits for the container's own end and returns what it wrote.
 func (c *Container) Wait(ctx context.Context) (string, error) {
 	select {
 	case st := <-c.exited:
-		if _, err := c.Task.Delete(ctx); err != nil { // also flushes the output
+		c.Task.IO().Wait() // Delete cuts off what has not been read yet
+		if _, err := c.Task.Delete(ctx); err != nil {
 			return c.out.String(), err
 		}
 		if code, _, err := st.Result(); err != nil || code != 0 {
@@ -103,7 +139,7 @@ func (c *Container) Exec(ctx context.Context, args ...string) (string, error) {
 	}
 	p := *spec.Process
 	p.Args = args
-	var out bytes.Buffer
+	var out output
 	proc, err := c.Task.Exec(ctx, fmt.Sprintf("e%d", serial.Add(1)), &p,
 		cio.NewCreator(cio.WithStreams(nil, &out, &out), cio.WithFIFODir(c.lab.path("fifo"))))
 	if err != nil {
@@ -118,6 +154,7 @@ func (c *Container) Exec(ctx context.Context, args ...string) (string, error) {
 		return "", err
 	}
 	st := <-exited
+	proc.IO().Wait() // Delete cuts off what has not been read yet
 	if _, err := proc.Delete(ctx); err != nil {
 		return out.String(), err
 	}

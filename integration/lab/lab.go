@@ -18,6 +18,7 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 
 	"github.com/daxfs/containerd-daxfs/integration/images"
 	"github.com/daxfs/containerd-daxfs/integration/lab/sweep"
@@ -42,6 +43,8 @@ type Config struct {
 	RemapIDs bool
 	// NoDaemon leaves our daemon and its proxy plugin out.
 	NoDaemon bool
+	// Standin takes the stand-in in our daemon's place, whatever is under test.
+	Standin bool
 	// DaemonConfig is added to the daemon's TOML file.
 	DaemonConfig string
 }
@@ -86,6 +89,10 @@ func New(t testing.TB, c Config) *Lab {
 		t.Fatal(err)
 	}
 	l.Dir = dir
+	// Containers in user namespaces must get through to their root.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
 	disarm := l.watch()
 	// Cleanups run last first: whatever is registered later still finds containerd.
 	t.Cleanup(func() {
@@ -242,7 +249,11 @@ func (l *Lab) StartContainerd() {
 // StartDaemon starts our daemon, again after KillDaemon.
 func (l *Lab) StartDaemon() {
 	l.t.Helper()
-	l.daemon = l.start("daemon", l.built.Daemon, "--config", l.path("daxfs.toml"),
+	binary := l.built.Daemon
+	if l.Standin {
+		binary = l.built.Standin
+	}
+	l.daemon = l.start("daemon", binary, "--config", l.path("daxfs.toml"),
 		"--root", l.Root(), "--address", l.Socket(), "--log-level", "debug")
 	l.waitFor(l.daemon, func(context.Context) error {
 		c, err := net.Dial("unix", l.Socket())
@@ -250,6 +261,20 @@ func (l *Lab) StartDaemon() {
 			c.Close()
 		}
 		return err
+	})
+	if l.client == nil {
+		return
+	}
+	// containerd's connection to a proxy that went away waits up to three
+	// seconds before it dials again, and fails all calls meanwhile. Stat and
+	// its like would not tell: containerd answers them itself.
+	l.waitFor(l.daemon, func(ctx context.Context) error {
+		ctx = namespaces.WithNamespace(ctx, filepath.Base(l.Dir)+"-probe")
+		sn := l.client.SnapshotService(Daxfs)
+		if _, err := sn.Prepare(ctx, "probe", ""); err != nil && !errdefs.IsAlreadyExists(err) {
+			return err
+		}
+		return sn.Remove(ctx, "probe")
 	})
 }
 
@@ -294,7 +319,8 @@ func (l *Lab) Reboot() {
 			l.t.Fatal(err)
 		}
 	}
-	for _, d := range []string{"state", "fifo", "tmp"} {
+	sweep.ShimSockets(l.Dir)
+	for _, d := range []string{"state", "runc", "fifo", "tmp"} {
 		if err := os.RemoveAll(l.path(d)); err != nil {
 			l.t.Fatal(err)
 		}

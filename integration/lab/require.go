@@ -82,7 +82,7 @@ func CacheDir() string { return filepath.Join(RepoRoot(), ".cache") }
 func tool(name string) string { return filepath.Join(CacheDir(), "bin", name) }
 
 // Built are the binaries of this repository that labs use.
-type Built struct{ Daemon, Sweep, MkImages, TestProg string }
+type Built struct{ Daemon, Standin, Sweep, MkImages, TestProg string }
 
 var build = sync.OnceValues(func() (*Built, error) {
 	dir := filepath.Join(CacheDir(), "test-bin")
@@ -90,15 +90,15 @@ var build = sync.OnceValues(func() (*Built, error) {
 		Sweep:    filepath.Join(dir, "sweep"),
 		MkImages: filepath.Join(dir, "mkimages"),
 		TestProg: filepath.Join(dir, "testprog"),
+		Standin:  filepath.Join(dir, "standin"),
 	}
-	packages := []string{"./integration/cmd/sweep", "./integration/cmd/mkimages"}
+	packages := []string{"./integration/cmd/sweep", "./integration/cmd/mkimages", "./integration/cmd/standin"}
 	switch d := os.Getenv(DaemonEnv); d {
 	case "":
 		b.Daemon = filepath.Join(dir, "containerd-daxfs-grpc")
 		packages = append(packages, "./cmd/containerd-daxfs-grpc")
 	case "standin":
-		b.Daemon = filepath.Join(dir, "standin")
-		packages = append(packages, "./integration/cmd/standin")
+		b.Daemon = b.Standin
 	default:
 		b.Daemon = d
 	}

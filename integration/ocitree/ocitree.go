@@ -36,8 +36,10 @@ type Options struct {
 	//   - trusted.* xattrs, and user.* on anything but files and directories,
 	//   - security.capability of a file that a hard link entry names again:
 	//     the kernel drops it on the chown,
-//   - the mtime of a file that takes the place of a directory of its own layer:
-//     it gets the directory's, which is set at the end, by name.
+	//   - the mtime of a file that takes the place of a directory of its own layer:
+	//     it gets the directory's, which is set at the end, by name,
+	//   - the whiteout of a name that its layer makes again: a directory made again
+	//     keeps its lower content.
 	Walking bool
 }
 
@@ -46,8 +48,6 @@ type Notes struct {
 	// Implied holds directories without entry in the topmost layer that has
 	// something below them.
 	Implied map[string]bool
-	// Remade holds directories that a layer whites out and makes again.
-	Remade map[string]bool
 	// Unlinked holds paths that lost another name of theirs to an upper layer.
 	Unlinked map[string]bool
 	// RootOpaque: some layer has an opaque marker in the root directory.
@@ -64,7 +64,6 @@ type node struct {
 	*inode
 	implied  bool
 	opaque   bool
-	remade   bool
 	children map[string]*node // of directories
 	gone     map[string]bool  // names whited out here, in a layer's tree
 }
@@ -80,7 +79,7 @@ func newDir() *node {
 func Flatten(layers []io.Reader, o Options) (fstree.Tree, *Notes, error) {
 	var (
 		merged *node
-		notes  = &Notes{Implied: map[string]bool{}, Remade: map[string]bool{}, Unlinked: map[string]bool{}}
+		notes  = &Notes{Implied: map[string]bool{}, Unlinked: map[string]bool{}}
 	)
 	for i, r := range layers {
 		root, err := readLayer(r, merged, o)
@@ -98,7 +97,6 @@ func Flatten(layers []io.Reader, o Options) (fstree.Tree, *Notes, error) {
 		tree[p] = n.Entry
 		if n.IsDir() {
 			notes.Implied[p] = n.implied
-			notes.Remade[p] = n.remade
 			return
 		}
 		ids[p] = n.inode
@@ -125,7 +123,7 @@ func walk(n *node, p string, f func(string, *node)) {
 // merge puts a layer's directory on what lies below it, nil if nothing does.
 func merge(low, up *node) *node {
 	out := newDir()
-	out.inode, out.implied, out.remade = up.inode, up.implied, up.remade
+	out.inode, out.implied = up.inode, up.implied
 	if low != nil {
 		if up.implied {
 			out.inode = low.inode
@@ -152,9 +150,7 @@ func merge(low, up *node) *node {
 		if up.opaque {
 			c.opaque = true
 		}
-		m := merge(below, c)
-		m.remade = up.gone[name] && low != nil && low.children[name] != nil
-		out.children[name] = m
+		out.children[name] = merge(below, c)
 	}
 	return out
 }
@@ -259,6 +255,9 @@ func add(root, lower *node, h *tar.Header, r io.Reader, o Options) error {
 		n.names++
 	}
 	dir.children[base] = n
+	if o.Walking {
+		delete(dir.gone, base)
+	}
 	return setAttributes(n.inode, h, o)
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
 	"github.com/pelletier/go-toml/v2"
+	"github.com/sirupsen/logrus"
 
 	"github.com/daxfs/containerd-daxfs/internal/engine"
 )
@@ -141,6 +142,9 @@ func (c *Config) Check() error {
 	}
 	if len(c.Address) > 107 {
 		return bad("address %q has %d bytes, a unix socket has at most 107", c.Address, len(c.Address))
+	}
+	if _, err := logrus.ParseLevel(c.LogLevel); err != nil {
+		return bad("log_level %q is not one of trace, debug, info, warn, error, fatal, panic", c.LogLevel)
 	}
 	if c.Pool.Path == "" {
 		c.Pool.Path = filepath.Join(c.Root, "pool.daxfs")

@@ -31,7 +31,7 @@ var programs = map[string]bool{
 func All(dir string) error {
 	var errs []error
 	errs = append(errs, Processes(dir), Mounts(dir), Loops(dir))
-	shimSockets(dir)
+	ShimSockets(dir)
 	cgroups(filepath.Base(dir))
 	// Never with mounts below: RemoveAll would follow them.
 	if left, err := MountsBelow(dir); err != nil || len(left) > 0 {
@@ -233,9 +233,9 @@ func Loops(dir string) error {
 	return errors.Join(errs...)
 }
 
-// shimSockets removes the sockets of killed shims, which live outside the
-// lab's directory but are named in it.
-func shimSockets(dir string) {
+// ShimSockets removes the sockets of killed shims, which live outside the lab's
+// directory but are named in it.
+func ShimSockets(dir string) {
 	files, _ := filepath.Glob(dir + "/state/io.containerd.runtime.v2.task/*/*/bootstrap.json")
 	for _, f := range files {
 		var b struct {

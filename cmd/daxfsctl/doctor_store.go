@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/daxfs/containerd-daxfs/daxmem"
+)
+
+// directories looks at where snapshots and pool are kept.
+func (d *doctor) directories() {
+	root := existing(d.cfg.Root)
+	where := root
+	if root != d.cfg.Root {
+		where += " (" + d.cfg.Root + " is made at the first start)"
+	}
+	if err := overlayUpper(root); err != nil {
+		d.add("root_dir", fail, where+": cannot be the upper directory of an overlay: "+err.Error(),
+			"put root on ext4, xfs (ftype=1), btrfs or tmpfs, not on an overlay or a network file system")
+	} else {
+		d.add("root_dir", ok, where+": containers can write there", "")
+	}
+	d.space("root_space", root)
+	if pool := existing(filepath.Dir(d.cfg.Pool.Path)); pool != root {
+		d.space("pool_space", pool)
+	}
+}
+
+// overlayUpper tries whether overlayfs takes directories of dir.
+func overlayUpper(dir string) (err error) {
+	tmp, err := os.MkdirTemp(dir, ".doctor-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	if err := unix.Setxattr(tmp, "trusted.daxfs.probe", []byte("y"), 0); err != nil {
+		return fmt.Errorf("set a trusted.* xattr: %w", err)
+	}
+	return overlayutils.Supported(tmp)
+}
+
+func (d *doctor) space(name, dir string) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		d.add(name, fail, dir+": "+err.Error(), "")
+		return
+	}
+	free, all := int64(fs.Bavail)*fs.Bsize, int64(fs.Blocks)*fs.Bsize
+	detail := fmt.Sprintf("%s: %s of %s free", dir, size(free), size(all))
+	v := ok
+	if free < 1<<30 || free < all/20 {
+		v = warn
+	}
+	d.add(name, v, detail, "make room, or give the pool another place (pool.path)")
+}
+
+// pool looks into the pool file.
+func (d *doctor) pool() {
+	path := d.cfg.Pool.Path
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		d.add("pool", ok, path+" is made at the daemon's first start", "")
+		return
+	}
+	pool, err := openPool(d.ctx, d.cfg)
+	if err != nil {
+		remedy := "docs/operating.md, \"Recovery\""
+		if errors.Is(err, daxmem.ErrNotPool) {
+			remedy = "pool.path names something else: correct it, or move the file away"
+		}
+		d.add("pool", fail, oneLine(err), remedy)
+		return
+	}
+	defer pool.Close()
+	st, err := pool.Stat()
+	if err != nil {
+		d.add("pool", fail, err.Error(), "")
+		return
+	}
+	detail := fmt.Sprintf("%s: %s, %s, %s of %s free", path, plural(st.LayerCount, "layer"), plural(st.ImageCount, "image"), size(st.Free), size(st.Size))
+	var fs unix.Statfs_t
+	tmpfs := unix.Statfs(path, &fs) == nil && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.HUGETLBFS_MAGIC)
+	switch {
+	case st.QuarantinedCount > 0:
+		d.add("pool", warn, fmt.Sprintf("%s, %s in quarantine", detail, plural(st.QuarantinedCount, "record")),
+			"daxfsctl pool check names them; remove the images concerned and pull them again")
+	case st.Free < st.Size/20:
+		d.add("pool", warn, detail, "remove images, or raise pool.max_size")
+	case tmpfs:
+		d.add("pool", warn, detail+"; it is in memory only", "after a reboot, images must be removed and pulled again")
+	default:
+		d.add("pool", ok, detail, "")
+	}
+}
+
+// answerWait is how long the doctor waits for an answer.
+const answerWait = 5 * time.Second
+
+// daemon asks the daemon something.
+func (d *doctor) daemon() {
+	sn, done, err := connect(d.cfg)
+	if err != nil {
+		remedy := "systemctl start containerd-daxfs, and see its journal"
+		if owner := poolOwner(d.cfg.Pool.Path); owner != nil {
+			remedy = fmt.Sprintf("%s (pid %d) has the pool open: is --address right?", owner.Command, owner.PID)
+		}
+		d.add("daemon", fail, oneLine(err), remedy)
+		return
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(d.ctx, answerWait)
+	defer cancel()
+	if _, err := sn.Stat(ctx, "daxfsctl doctor"); err != nil && !errdefs.IsNotFound(err) {
+		d.add("daemon", fail, fmt.Sprintf("%s: no sensible answer: %s", d.cfg.Address, oneLine(err)), "see the daemon's journal")
+		return
+	}
+	d.add("daemon", ok, "answers on "+d.cfg.Address, "")
+	if fi, err := os.Stat(d.cfg.Address); err == nil && fi.Mode().Perm()&0o077 != 0 {
+		d.add("socket_mode", warn, fmt.Sprintf("%s has mode %04o: others than root can command the snapshotter", d.cfg.Address, fi.Mode().Perm()),
+			"chmod 600 "+d.cfg.Address)
+	}
+}

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+)
+
+func poolStatCommand() *cli.Command {
+	return &cli.Command{
+		Name:   "stat",
+		Usage:  "show the pool in numbers",
+		Action: poolStat,
+	}
+}
+
+// poolStatJSON is the pool in numbers. The bytes by owner add up to Size.
+type poolStatJSON struct {
+	Path      string     `json:"path"`
+	Kind      string     `json:"region_kind"`
+	UUID      string     `json:"uuid"`
+	State     string     `json:"state"`
+	Epoch     uint64     `json:"owner_epoch"`
+	Owner     *ownerJSON `json:"owner"` // null: nobody has the pool open, or it is not to be seen
+	Size      int64      `json:"size"`
+	Allocated int64      `json:"allocated"` // of the file system
+	Bytes     struct {
+		Superblock  int64 `json:"superblock"`
+		Catalog     int64 `json:"catalog"`
+		Metadata    int64 `json:"metadata"`
+		Files       int64 `json:"files"`
+		Quarantined int64 `json:"quarantined"`
+		Inflight    int64 `json:"in_flight"`
+		Free        int64 `json:"free"`
+	} `json:"bytes"`
+	LargestFree int64 `json:"largest_free"`
+	FreeRecords int   `json:"free_records"`
+	Layers      int   `json:"layers"`
+	Images      int   `json:"images"`
+	Extents     int   `json:"extents"`
+	Quarantined int   `json:"quarantined"`
+	NotDurable  int   `json:"not_durable"`
+	Stored      int64 `json:"stored_bytes"`
+	Logical     int64 `json:"logical_bytes"`
+	Saved       int64 `json:"saved_bytes"`
+}
+
+type ownerJSON struct {
+	PID     int    `json:"pid"`
+	Command string `json:"command"`
+}
+
+func poolStat(c *cli.Context) error {
+	if err := arguments(c, 0, 0); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(c)
+	if err != nil {
+		return err
+	}
+	pool, err := openPool(c.Context, cfg)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	st, err := pool.Stat()
+	if err != nil {
+		return err
+	}
+	res := &poolStatJSON{
+		Path: st.Path, Kind: st.Kind, UUID: st.UUID.String(), State: st.State, Epoch: st.Epoch, Owner: poolOwner(st.Path),
+		Size: st.Size, Allocated: st.Allocated, LargestFree: st.LargestFree, FreeRecords: st.FreeRecords,
+		Layers: st.LayerCount, Images: st.ImageCount, Extents: st.ExtentCount, Quarantined: st.QuarantinedCount,
+		NotDurable: st.NotDurable, Stored: st.StoredBytes, Logical: st.LogicalBytes, Saved: st.SavedBytes,
+	}
+	b := &res.Bytes
+	b.Superblock, b.Catalog, b.Metadata, b.Files = st.Superblock, st.Catalog, st.Segments, st.Extents
+	b.Quarantined, b.Free = st.Quarantined, st.Free
+	b.Inflight = st.Inflight + st.Retired + st.Lost
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, res)
+	}
+	return table(c.App.Writer, res.print)
+}
+
+func (r *poolStatJSON) print(w io.Writer) {
+	fmt.Fprintf(w, "pool:\t%s\n", escape(r.Path))
+	fmt.Fprintf(w, "uuid:\t%s\n", r.UUID)
+	fmt.Fprintf(w, "state:\t%s\n", r.describeState())
+	fmt.Fprintf(w, "size:\t%s, takes %s of the file system\n", size(r.Size), size(r.Allocated))
+	fmt.Fprintf(w, "free:\t%s (%s), at most %s in one piece\n", size(r.Bytes.Free), percent(r.Bytes.Free, r.Size), size(r.LargestFree))
+	fmt.Fprintf(w, "records:\t%s, %s, room for %d more\n", plural(r.Layers, "layer"), plural(r.Images, "image"), r.FreeRecords)
+	fmt.Fprintf(w, "files:\t%s, as %s: %s saved by sharing\n", size(r.Logical), size(r.Stored), size(r.Saved))
+	fmt.Fprintf(w, "space:\t%s of file data in %s\n", size(r.Bytes.Files), plural(r.Extents, "extent"))
+	fmt.Fprintf(w, "\t%s of metadata of layers and images\n", size(r.Bytes.Metadata))
+	fmt.Fprintf(w, "\t%s of superblock and catalog\n", size(r.Bytes.Superblock+r.Bytes.Catalog))
+	if r.Bytes.Inflight > 0 {
+		fmt.Fprintf(w, "\t%s in flight\n", size(r.Bytes.Inflight))
+	}
+	if r.Quarantined > 0 {
+		fmt.Fprintf(w, "\t%s of %s in quarantine: see pool check\n", size(r.Bytes.Quarantined), plural(r.Quarantined, "record"))
+	}
+	if r.NotDurable > 0 {
+		fmt.Fprintf(w, "not durable:\t%s that a loss of power now could cost\n", plural(r.NotDurable, "record"))
+	}
+}
+
+func (r *poolStatJSON) describeState() string {
+	switch {
+	case r.Owner != nil:
+		return fmt.Sprintf("in use by %s (pid %d)", r.Owner.Command, r.Owner.PID)
+	case r.State == "clean":
+		return "closed"
+	case r.State == "open":
+		return "not closed by its last owner: the next one puts it in order"
+	}
+	return r.State + ": the next owner proves all that may have been lost"
+}
+
+func percent(part, all int64) string {
+	if all == 0 {
+		return "0 %"
+	}
+	return fmt.Sprintf("%.0f %%", 100*float64(part)/float64(all))
+}
+
+// poolOwner finds the process that holds the pool's lock. Asking for the lock
+// could get in the way of one that starts; /proc/locks tells it without.
+func poolOwner(path string) *ownerJSON {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return nil
+	}
+	f, err := os.Open("/proc/locks")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	want := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		// 1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF
+		v := strings.Fields(sc.Text())
+		if len(v) < 6 || v[1] != "FLOCK" || v[3] != "WRITE" || v[5] != want {
+			continue
+		}
+		pid, err := strconv.Atoi(v[4])
+		if err != nil || pid <= 0 { // of another pid namespace
+			return &ownerJSON{Command: "a process that is not visible here"}
+		}
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if err != nil {
+			exe = "unknown"
+		}
+		return &ownerJSON{pid, escape(filepath.Base(exe))}
+	}
+	return nil
+}
