@@ -82,6 +82,10 @@ func (m *merger) findMoves(i int) (moves []move) {
 		slices.Reverse(out)
 		return out
 	}
+	top := m.rootView(i + 1)
+	if len(top) == 1 {
+		return nil // opaque
+	}
 	stack := []*item{{n: m.layers[i].Root, low: m.rootView(i)}}
 	for len(stack) > 0 {
 		it := stack[len(stack)-1]
@@ -90,17 +94,19 @@ func (m *merger) findMoves(i int) (moves []move) {
 			if !c.Node.IsDir() {
 				continue
 			}
-			low := it.low.child(c.Name)
+			low := it.low.child(c.Name, noLayer)
 			sub := &item{it, c.Name, c.Node, low}
-			if low.isDir() {
+			if low.isDir() && !isOpaque(c.Node) {
 				stack = append(stack, sub)
 			}
 			if !low.isSymlink() || !isImplicit(c.Node) {
 				continue
 			}
 			from := path(sub)
-			to, v, err := m.resolve(strings.Join(from, "/"), i, true)
-			if err != nil || len(v) > 0 && !v.isDir() || !graftable(m.layers[i].Root, to) {
+			// The layer's own whiteouts and entries count: they are about what
+			// is below, wherever in the archive they stand.
+			to, v, err := resolve(top, strings.Join(from, "/"), i, true)
+			if err != nil || len(v) > 0 && !v.isDir() && v[0].layer != i {
 				// Leads in a circle or to a file: extracting would fail there.
 				// The directory replaces the symlink.
 				continue
@@ -151,9 +157,6 @@ func cloneNode(n *mkdaxfs.Node) *mkdaxfs.Node {
 
 // graft moves a directory. What the new place has already wins over files.
 func graft(root *mkdaxfs.Node, mv move) {
-	if !graftable(root, mv.to) {
-		return // by an earlier move
-	}
 	last := len(mv.from) - 1
 	parent := root
 	for _, e := range mv.from[:last] {
@@ -161,6 +164,11 @@ func graft(root *mkdaxfs.Node, mv move) {
 	}
 	moved := parent.Lookup(mv.from[last])
 	parent.Delete(mv.from[last])
+	if !graftable(root, mv.to) {
+		// The layer has a file there or above. Had it come first, extracting
+		// would fail; it came later, and replaced what was extracted.
+		return
+	}
 	at := root
 	for _, e := range mv.to {
 		next := at.Lookup(e)

@@ -256,10 +256,9 @@ func TestMergeBelowSymlink(t *testing.T) {
 			c/ time=0.0
 			c/x "2"
 			f ""`},
-		{"the layer has a file where the symlink points to", [][]ent{base, {reg("lib/x", "2"), reg("usr/lib", "file")}}, `
+		{"the layer puts a file where the symlink points to", [][]ent{base, {reg("lib/x", "2"), reg("usr/lib", "file")}}, `
 			./
-			lib/ time=0.0
-			lib/x "2"
+			lib -> usr/lib
 			usr/
 			usr/lib "file"`},
 		{"two layers", [][]ent{base, {reg("lib/x", "2")}, {reg("lib/x", "3"), reg("lib/y", "3")}}, `

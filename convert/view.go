@@ -14,6 +14,8 @@ type view []source
 func (v view) isDir() bool     { return len(v) > 0 && v[0].n.IsDir() }
 func (v view) isSymlink() bool { return len(v) > 0 && v[0].n.IsSymlink() }
 
+const noLayer = -1
+
 // rootView is the root in the layers below the given one.
 func (m *merger) rootView(below int) view {
 	v := make(view, 0, below)
@@ -26,8 +28,9 @@ func (m *merger) rootView(below int) view {
 	return v
 }
 
-// child is what name shows in a directory.
-func (v view) child(name string) view {
+// child is what name shows in a directory. A directory of layer over that has
+// no entry of its own does not hide a symlink.
+func (v view) child(name string, over int) view {
 	if !v.isDir() {
 		return nil
 	}
@@ -37,24 +40,30 @@ func (v view) child(name string) view {
 		if n == nil {
 			continue
 		}
+		if n.IsSymlink() && len(out) == 1 && out[0].layer == over && isImplicit(out[0].n) {
+			return view{{n, s.layer}}
+		}
 		if n.IsWhiteout() || !n.IsDir() && len(out) > 0 {
 			break
 		}
 		out = append(out, source{n, s.layer})
-		if !n.IsDir() || isOpaque(n) {
+		if !n.IsDir() || isOpaque(n) && s.layer != over {
 			break
 		}
+	}
+	if len(out) > 1 && isOpaque(out[0].n) {
+		out = out[:1] // of layer over, and no symlink below
 	}
 	return out
 }
 
-// resolve walks a path through what the layers below the given one show.
-// Symlinks on the way are followed inside the root, as chroot would; one at the
-// end only if follow is set. It returns the path without symlinks and what it
-// shows: nothing, if a name on the way or the last one is missing, or has
-// something below it that is not a directory.
-func (m *merger) resolve(path string, below int, follow bool) (real []string, v view, err error) {
-	stack := []view{m.rootView(below)}
+// resolve walks a path through a stack of layers. Symlinks on the way are
+// followed inside the root, as chroot would; one at the end only if follow is
+// set. It returns the path without symlinks and what it shows: nothing, if a
+// name on the way or the last one is missing, or has something below it that is
+// not a directory. over is as for child.
+func resolve(root view, path string, over int, follow bool) (real []string, v view, err error) {
+	stack := []view{root}
 	todo := strings.Split(path, "/")
 	for links := 0; len(todo) > 0; {
 		elem := todo[0]
@@ -68,7 +77,7 @@ func (m *merger) resolve(path string, below int, follow bool) (real []string, v 
 			}
 			continue
 		}
-		next := stack[len(stack)-1].child(elem)
+		next := stack[len(stack)-1].child(elem, over)
 		if next.isSymlink() && (follow || len(todo) > 0) {
 			if links++; links > maxSymlinks {
 				return nil, nil, fmt.Errorf("%q crosses more than %d symlinks: %w", path, maxSymlinks, ErrBadLayer)
@@ -88,7 +97,7 @@ func (m *merger) resolve(path string, below int, follow bool) (real []string, v 
 // linkTarget finds the file that a hard link of the given layer means.
 func (m *merger) linkTarget(path string, layer int) (*mkdaxfs.Node, error) {
 	for {
-		_, v, err := m.resolve(path, layer, false)
+		_, v, err := resolve(m.rootView(layer), path, noLayer, false)
 		switch {
 		case err != nil:
 			return nil, err

@@ -28,6 +28,7 @@ func (c *checker) ownerView() ([]subject, []job, error) {
 		w := word(le.Uint64(b))
 		name := fmt.Sprintf("catalog record %d", slot)
 		switch {
+		case r == nil && w.state() == stateWriting: // left by a write that failed; it names nothing
 		case r == nil && w.state() != stateFree && !(retiring[slot] && w.state() == stateRetired):
 			c.bad(name, slotOffset(slot), recordSize, "FREE", "%v", w)
 		case r != nil && r.why == "" && !bytes.Equal(b, r.encode()):

@@ -210,6 +210,12 @@ func (l *loader) claimRest(f *found) {
 	} else {
 		var there int64
 		there, rows = salvage(l.region, rec.off, l.sup.dataStart, l.size)
+		if there == 0 && f.cond != condLive {
+			if off, ok := l.findSegment(rec.digest); ok {
+				rec.off = off
+				there, rows = salvage(l.region, off, l.sup.dataStart, l.size)
+			}
+		}
 		if f.cond != condLive { // the record's own size is a hint at best
 			size = there
 		}
@@ -238,6 +244,35 @@ func (l *loader) claimRest(f *found) {
 	}
 	l.slots[rec.slot] = rec
 	l.quarantine(rec, rec.why, nil)
+}
+
+// findSegment looks through all free space for the segment of a record that
+// does not say any more where it is: a kernel may still have it mounted. It
+// reads the whole of it, so it is for damage only.
+func (l *loader) findSegment(digest [32]byte) (off int64, ok bool) {
+	const piece = 1 << 20
+	buf := make([]byte, piece)
+	for start, n := range l.alloc.All() {
+		for at := start; at < start+n; at += piece {
+			b := buf[:min(piece, start+n-at)]
+			if _, err := l.region.ReadAt(b, at); err != nil {
+				break
+			}
+			for i := 0; i < len(b); i += blockSize {
+				if _, err := disk.DecodeSuperblock(b[i:]); err != nil {
+					continue
+				}
+				size, _ := salvage(l.region, at+int64(i), l.sup.dataStart, l.size)
+				if size == 0 {
+					continue
+				}
+				if d, err := hashRegion(context.Background(), l.region, at+int64(i), size); err == nil && d == digest {
+					return at + int64(i), true
+				}
+			}
+		}
+	}
+	return 0, false
 }
 
 // reserveFree gives rec whatever of [off, off+n) nobody has.

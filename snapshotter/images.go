@@ -44,6 +44,17 @@ type image struct {
 	target string
 }
 
+// pinned adds a pin of the pool, to be released with the others.
+func (img *image) pinned(unpin func()) {
+	others := img.unpin
+	img.unpin = func() {
+		unpin()
+		if others != nil {
+			others()
+		}
+	}
+}
+
 // mountRecord is what is written to images/KEY.json.
 type mountRecord struct {
 	engine.Mount
@@ -118,13 +129,7 @@ func (im *images) mount(ctx context.Context, img *image, c chain) error {
 	if err != nil {
 		return err
 	}
-	pinned := img.unpin
-	img.unpin = func() {
-		unpin()
-		if pinned != nil {
-			pinned()
-		}
-	}
+	img.pinned(unpin)
 	if err := os.MkdirAll(img.target, 0o700); err != nil {
 		return fmt.Errorf("make mount point: %w", err)
 	}

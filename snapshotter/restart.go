@@ -115,6 +115,12 @@ func (im *images) adoptOne(ctx context.Context, img *image, mounts int, users []
 		if r == nil || r.Boot != boot {
 			continue // that kernel is gone
 		}
+		if pinErr != nil && r.Pool == im.pool.UUID().String() {
+			// Put aside as damaged, but a kernel may be reading it.
+			if _, unpin, err := im.pool.PinAt(r.Offset); err == nil {
+				img.pinned(unpin)
+			}
+		}
 		r.Target = img.target
 		current := mounts == 1 && img.mount == nil && pinErr == nil &&
 			r.Pool == im.pool.UUID().String() && r.Offset == rec.Offset && len(users) > 0

@@ -27,7 +27,7 @@ var recipes = func() []recipe {
 	r := []recipe{
 		{"debian", 1, "", makeDebian},
 		{"python", 1, "debian", makePython},
-		{"nasty", 1, "", makeNasty},
+		{"nasty", 2, "", makeNasty},
 		{"rootopaque", 1, "", makeRootOpaque},
 	}
 	for i := range Family {

@@ -125,6 +125,7 @@ func nastyBase(t *layerTar, prog string) {
 	t.dir("explicit", mode(0o700), owner(5, 5), xattr("user.lower", "not kept"))
 	t.file("explicit/old", "")
 	t.dir("real")
+	t.file("real/old", "")
 	t.symlink("to-real", "real")
 
 	// For nastyRemade.
@@ -334,7 +335,7 @@ func makeType(t *layerTar, name, typ string) {
 func nastyImplied(t *layerTar) {
 	t.file("implied/deep/er/new", "its parents are of the lower layer\n")
 	t.file("implied-new/a/b/c", "its parents are nowhere\n")
-	t.file("to-real/file", "a directory takes the place of the lower symlink\n")
+	t.file("to-real/file", "through a symlink of a lower layer\n")
 	t.file("types/file-to-nothing/in", "a directory takes the place of the lower file\n")
 	t.dir("explicit", mode(0o755))
 	t.file("explicit/new", "its xattrs are this layer's only: none\n")

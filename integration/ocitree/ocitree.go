@@ -50,6 +50,10 @@ type Notes struct {
 	Implied map[string]bool
 	// Unlinked holds paths that lost another name of theirs to an upper layer.
 	Unlinked map[string]bool
+	// Followed holds symlinks of lower layers that an entry's path went through,
+	// with the directories that they led to. The specification has archives
+	// extracted "like a regular tar archive", which follows them.
+	Followed map[string]string
 	// RootOpaque: some layer has an opaque marker in the root directory.
 	RootOpaque bool
 }
@@ -79,10 +83,10 @@ func newDir() *node {
 func Flatten(layers []io.Reader, o Options) (fstree.Tree, *Notes, error) {
 	var (
 		merged *node
-		notes  = &Notes{Implied: map[string]bool{}, Unlinked: map[string]bool{}}
+		notes  = &Notes{Implied: map[string]bool{}, Unlinked: map[string]bool{}, Followed: map[string]string{}}
 	)
 	for i, r := range layers {
-		root, err := readLayer(r, merged, o)
+		root, err := readLayer(r, merged, o, notes)
 		if err != nil {
 			return nil, nil, fmt.Errorf("layer %d: %w", i, err)
 		}
@@ -157,7 +161,7 @@ func merge(low, up *node) *node {
 
 // readLayer builds the tree of one layer. lower is what it lies on, for hard
 // links to files of lower layers.
-func readLayer(r io.Reader, lower *node, o Options) (*node, error) {
+func readLayer(r io.Reader, lower *node, o Options, notes *Notes) (*node, error) {
 	root := newDir()
 	tr := tar.NewReader(r)
 	var dirs []*tar.Header
@@ -172,7 +176,7 @@ func readLayer(r io.Reader, lower *node, o Options) (*node, error) {
 		if h.Typeflag == tar.TypeXGlobalHeader {
 			continue
 		}
-		if err := add(root, lower, h, tr, o); err != nil {
+		if err := add(root, lower, h, tr, o, notes); err != nil {
 			return nil, fmt.Errorf("%q: %w", h.Name, err)
 		}
 		if h.Typeflag == tar.TypeDir {
@@ -187,7 +191,7 @@ func readLayer(r io.Reader, lower *node, o Options) (*node, error) {
 	return root, nil
 }
 
-func add(root, lower *node, h *tar.Header, r io.Reader, o Options) error {
+func add(root, lower *node, h *tar.Header, r io.Reader, o Options, notes *Notes) error {
 	name := strings.TrimPrefix(path.Clean("/"+h.Name), "/")
 	if name == "" {
 		if !o.Walking {
@@ -197,9 +201,12 @@ func add(root, lower *node, h *tar.Header, r io.Reader, o Options) error {
 		return nil
 	}
 	dirName, base := path.Split(name)
-	dir, err := resolve(root, dirName, true)
+	dir, followed, err := resolve(root, lower, dirName, true)
 	if err != nil {
 		return err
+	}
+	for from, to := range followed {
+		notes.Followed[from] = to
 	}
 	if base == ".wh..wh..opq" {
 		dir.opaque = true
@@ -305,12 +312,29 @@ func bound(t time.Time) time.Time {
 
 var errNotFound = errors.New("not found")
 
-// resolve finds the directory name, following symlinks inside root, as a path
-// in a chroot would. With create, missing directories are made.
-func resolve(root *node, name string, create bool) (*node, error) {
-	at := []*node{root} // the way down, for ".."
-	todo := strings.Split(name, "/")
+// place is a directory of a layer with the one that it lies on, nil if nothing
+// of that shows through.
+type place struct {
+	path    string
+	up, low *node
+}
+
+// resolve finds the directory name in a layer as a path in a chroot would be
+// found in the rootfs below the layer: following its symlinks and those of
+// lower layers that it does not hide. With create, missing directories are
+// made. The last result says whether a symlink of a lower layer was followed,
+// as the paths from and to.
+func resolve(root, lower *node, name string, create bool) (*node, map[string]string, error) {
+	at := []place{{".", root, lower}} // the way down, for ".."
+	followed := map[string]string{}
+	link := "" // the lower symlink being followed, until its last element
+	rest := 0  // elements left of name behind it
+	todo := strings.Split(strings.Trim(name, "/"), "/")
 	for hops := 0; len(todo) > 0; {
+		if link != "" && len(todo) == rest {
+			followed[link] = at[len(at)-1].path
+			link = ""
+		}
 		c := todo[0]
 		todo = todo[1:]
 		dir := at[len(at)-1]
@@ -323,28 +347,44 @@ func resolve(root *node, name string, create bool) (*node, error) {
 			}
 			continue
 		}
-		next := dir.children[c]
-		switch {
-		case next == nil && create:
-			next = newDir()
-			dir.children[c] = next
-		case next == nil:
-			return nil, errNotFound
-		case next.Type() == unix.S_IFLNK:
-			if hops++; hops > 255 {
-				return nil, errors.New("too many symlinks")
+		next := place{path: path.Join(dir.path, c), up: dir.up.children[c]}
+		if dir.low != nil && !dir.up.opaque && !dir.up.gone[c] {
+			next.low = dir.low.children[c]
+		}
+		sym := next.up
+		if sym == nil && next.low != nil && next.low.Type() == unix.S_IFLNK {
+			sym = next.low
+			if link == "" {
+				link, rest = next.path, len(todo)
 			}
-			if strings.HasPrefix(next.Target, "/") {
+		}
+		switch {
+		case sym != nil && sym.Type() == unix.S_IFLNK:
+			if hops++; hops > 255 {
+				return nil, nil, errors.New("too many symlinks")
+			}
+			if strings.HasPrefix(sym.Target, "/") {
 				at = at[:1]
 			}
-			todo = append(strings.Split(next.Target, "/"), todo...)
+			todo = append(strings.Split(sym.Target, "/"), todo...)
 			continue
-		case !next.IsDir():
-			return nil, errors.New("parent is no directory")
+		case next.up == nil && create:
+			next.up = newDir()
+			dir.up.children[c] = next.up
+		case next.up == nil:
+			return nil, nil, errNotFound
+		case !next.up.IsDir():
+			return nil, nil, errors.New("parent is no directory")
+		}
+		if next.low != nil && !next.low.IsDir() {
+			next.low = nil
 		}
 		at = append(at, next)
 	}
-	return at[len(at)-1], nil
+	if link != "" {
+		followed[link] = at[len(at)-1].path
+	}
+	return at[len(at)-1].up, followed, nil
 }
 
 // find returns the file that a hard link names, in its own layer or below.
@@ -354,7 +394,7 @@ func find(root, lower *node, name string) (*node, error) {
 		if tree == nil {
 			continue
 		}
-		dir, err := resolve(tree, dirName, false)
+		dir, _, err := resolve(tree, nil, dirName, false)
 		if err != nil {
 			continue
 		}

@@ -57,7 +57,10 @@ func TestFlatten(t *testing.T) {
 		{"opaque root", [][]string{{"f a"}, {"f .wh..wh..opq", "f b"}}, "b"},
 		{"removed long ago stays removed", [][]string{{"f a/x"}, {"f .wh.a"}, {"d a"}}, "a"},
 		{"file over directory over file", [][]string{{"f a/x"}, {"f a"}, {"d a"}}, "a"},
-		{"directory over symlink", [][]string{{"d r", "s a r"}, {"f a/x"}}, "a a/x r"},
+		{"through a lower symlink", [][]string{{"d r/s", "s a r"}, {"f a/x", "f a/s/y"}}, "a r r/s r/s/y r/x"},
+		{"through an absolute lower symlink", [][]string{{"d r", "s b/a /r", "f r/old"}, {"f b/a/x", "f b/y"}}, "b b/a b/y r r/old r/x"},
+		{"directory over symlink", [][]string{{"d r", "s a r"}, {"d a", "f a/x"}}, "a a/x r"},
+		{"directory in place of a removed symlink", [][]string{{"d r", "s a r"}, {"f .wh.a", "f a/x"}}, "a a/x r"},
 		{"through a symlink of the layer", [][]string{{"d r", "s a /r", "f a/x"}}, "a r r/x"},
 		{"symlink cannot leave the root", [][]string{{"s a ../../r", "f a/x"}}, "a r r/x"},
 	}

@@ -37,7 +37,7 @@ const (
 	RootIno        = 1
 	MaxNameLen     = 255
 	MaxLinkLen     = 4095 // bytes of a symlink's target, without NUL (PATH_MAX - 1)
-	ExtentSize     = 56
+	ExtentSize     = 48
 	LayerRefSize   = 32
 
 	// MaxXattrValue is what one entry can hold (16-bit size). Linux allows one
