@@ -18,8 +18,9 @@ import (
 
 // memStore keeps contents in memory, equal ones once, like a pool.
 type memStore struct {
-	files [][]byte
+	files map[int64][]byte // by offset
 	known map[[32]byte]mkdaxfs.Extent
+	end   int64
 }
 
 func (s *memStore) Put(_ context.Context, r io.Reader, size int64) (mkdaxfs.Extent, error) {
@@ -37,10 +38,12 @@ func (s *memStore) Put(_ context.Context, r io.Reader, size int64) (mkdaxfs.Exte
 	}
 	if s.known == nil {
 		s.known = make(map[[32]byte]mkdaxfs.Extent)
+		s.files = make(map[int64][]byte)
+		s.end = disk.BlockSize
 	}
-	s.files = append(s.files, buf.Bytes())
-	e := mkdaxfs.Extent{Offset: int64(len(s.files)) * disk.BlockSize, Digest: digest}
-	s.known[digest] = e
+	e := mkdaxfs.Extent{Offset: s.end, Digest: digest}
+	s.end += disk.AlignUp(size, disk.BlockSize)
+	s.files[e.Offset], s.known[digest] = buf.Bytes(), e
 	return e, nil
 }
 
@@ -48,7 +51,7 @@ func (s *memStore) content(n *mkdaxfs.Node) []byte {
 	if n.Size == 0 {
 		return nil
 	}
-	return s.files[n.Extent.Offset/disk.BlockSize-1]
+	return s.files[n.Extent.Offset]
 }
 
 // ent is an entry of a test archive.
@@ -245,8 +248,6 @@ func checkTree(t testing.TB, tree *mkdaxfs.Tree) {
 		t.Fatal(err)
 	}
 	const start, size = 1 << 30, 1 << 31
-	// Extents in the memory store are 4 KiB apart only, which is enough as
-	// long as contents are.
 	super, meta, err := l.Emit(mkdaxfs.Place{Super: 0, Meta: start, End: size})
 	if err != nil {
 		t.Fatal(err)

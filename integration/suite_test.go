@@ -17,7 +17,7 @@ import (
 // without redirect_dir answer with EXDEV whoever made them. All other cases are
 // the same for every name.
 func TestSnapshotterSuite(t *testing.T) {
-	lab.Require(t, "root", "containerd")
+	lab.Require(t)
 	built := lab.Build(t)
 	testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		return built.Serve(t, root)

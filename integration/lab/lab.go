@@ -45,6 +45,9 @@ type Config struct {
 	NoDaemon bool
 	// Standin takes the stand-in in our daemon's place, whatever is under test.
 	Standin bool
+	// Examples takes the configurations that the repository shows to users,
+	// with other paths, and starts the daemon with --config alone.
+	Examples bool
 	// DaemonConfig is added to the daemon's TOML file.
 	DaemonConfig string
 }
@@ -80,7 +83,7 @@ func (l *Lab) For(t testing.TB) *Lab {
 // where Require says so.
 func New(t testing.TB, c Config) *Lab {
 	t.Helper()
-	Require(t, "root", "containerd")
+	Require(t)
 	l := &Lab{Config: c, t: t, built: Build(t), Registry: registry.New(), running: &running{}}
 
 	// Not t.TempDir: its name is long, and a unix socket's path may have 108 bytes.
@@ -155,7 +158,11 @@ func (l *Lab) watch() func() {
 
 func (l *Lab) writeConfigs() {
 	var proxy, unpack string
-	if !l.NoDaemon {
+	imports := ""
+	if l.Examples {
+		l.example("containerd-config.toml.example", "snippet.toml")
+		imports = fmt.Sprintf("imports = [%q]\n", l.path("snippet.toml"))
+	} else if !l.NoDaemon {
 		var caps []string
 		if l.Rebase {
 			caps = append(caps, `"rebase"`)
@@ -172,11 +179,13 @@ func (l *Lab) writeConfigs() {
     root = %q
     enable_remote_snapshot_annotations = "true"
 `, l.Socket(), strings.Join(caps, ", "), l.Root())
-		unpack = unpackConfig(Daxfs)
+		unpack = unpackConfig(Overlayfs) + unpackConfig(Daxfs)
+	} else {
+		unpack = unpackConfig(Overlayfs)
 	}
 	// No CRI, no NRI, and no /opt: nothing outside the lab's directory.
 	l.write("containerd.toml", fmt.Sprintf(`version = 3
-root = %q
+%sroot = %q
 state = %q
 temp = %q
 disabled_plugins = [
@@ -196,10 +205,14 @@ disabled_plugins = [
 %s
 [plugins.'io.containerd.transfer.v1.local']
   max_concurrent_unpacks = %d
-%s%s`,
-		l.path("root"), l.path("state"), l.path("tmp"), l.path("c.sock"), l.path("c.ttrpc"),
-		proxy, max(1, l.Parallel), unpackConfig(Overlayfs), unpack))
+%s`,
+		imports, l.path("root"), l.path("state"), l.path("tmp"), l.path("c.sock"), l.path("c.ttrpc"),
+		proxy, max(1, l.Parallel), unpack))
 
+	if l.Examples {
+		l.example("config.toml.example", "daxfs.toml")
+		return
+	}
 	l.write("daxfs.toml", fmt.Sprintf(`root = %q
 address = %q
 log_level = "debug"
@@ -220,6 +233,25 @@ func unpackConfig(snapshotter string) string {
     snapshotter = %q
     differ = "walking"
 `, snapshotter)
+}
+
+// example writes one of the repository's example files with the lab's paths.
+func (l *Lab) example(file, name string) {
+	b, err := os.ReadFile(filepath.Join(RepoRoot(), file))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	text := string(b)
+	for old, new := range map[string]string{
+		`"/run/containerd-daxfs/containerd-daxfs.sock"`: fmt.Sprintf("%q", l.Socket()),
+		`"/var/lib/containerd-daxfs"`:                   fmt.Sprintf("%q", l.Root()),
+	} {
+		if !strings.Contains(text, old) {
+			l.t.Fatalf("%s does not name %s", file, old)
+		}
+		text = strings.ReplaceAll(text, old, new)
+	}
+	l.write(name, text)
 }
 
 func (l *Lab) write(name, text string) {
@@ -253,8 +285,11 @@ func (l *Lab) StartDaemon() {
 	if l.Standin {
 		binary = l.built.Standin
 	}
-	l.daemon = l.start("daemon", binary, "--config", l.path("daxfs.toml"),
-		"--root", l.Root(), "--address", l.Socket(), "--log-level", "debug")
+	args := []string{"--config", l.path("daxfs.toml")}
+	if !l.Examples {
+		args = append(args, "--root", l.Root(), "--address", l.Socket(), "--log-level", "debug")
+	}
+	l.daemon = l.start("daemon", binary, args...)
 	l.waitFor(l.daemon, func(context.Context) error {
 		c, err := net.Dial("unix", l.Socket())
 		if err == nil {

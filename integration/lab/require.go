@@ -5,68 +5,27 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
-)
 
-// RequireEnv names the environment variable that lists, with commas, what must
-// be there: a test that needs something in the list fails where it would
-// otherwise be skipped.
-const RequireEnv = "DAXFS_TEST_REQUIRE"
+	"github.com/daxfs/containerd-daxfs/internal/testutil"
+)
 
 // DaemonEnv names the environment variable that replaces the daemon under test:
 // "standin" for integration/cmd/standin, or the path of a binary.
 const DaemonEnv = "DAXFS_TEST_DAEMON"
 
-// Require skips the test unless this machine has what is named, or fails it if
-// that is listed in DAXFS_TEST_REQUIRE. Known names:
-//
-//	root        uid 0
-//	containerd  what script/setup.sh puts into .cache/bin, and root
-func Require(t testing.TB, needs ...string) {
+// Require skips the test unless it runs as root and script/setup.sh has
+// installed containerd and what belongs to it, or fails it where
+// DAXFS_TEST_REQUIRE asks for "root" or "containerd".
+func Require(t testing.TB) {
 	t.Helper()
-	for _, need := range needs {
-		why := missing(need)
-		if why == "" {
-			continue
-		}
-		if required(os.Getenv(RequireEnv), need) {
-			t.Fatalf("%s=%s asks for %s: %s", RequireEnv, os.Getenv(RequireEnv), need, why)
-		}
-		t.Skipf("needs %s: %s", need, why)
-	}
-}
-
-func required(list, need string) bool {
-	for _, r := range strings.Split(list, ",") {
-		if strings.TrimSpace(r) == need {
-			return true
+	testutil.Root(t)
+	for _, name := range []string{"containerd", "ctr", "containerd-shim-runc-v2", "runc"} {
+		if _, err := os.Stat(tool(name)); err != nil {
+			testutil.Missing(t, "containerd", "%s is not in .cache/bin; run script/setup.sh", name)
 		}
 	}
-	return false
-}
-
-// missing returns why a need is not met, or "".
-func missing(need string) string {
-	switch need {
-	case "root":
-		if os.Geteuid() != 0 {
-			return "not root"
-		}
-	case "containerd":
-		if os.Geteuid() != 0 {
-			return "not root"
-		}
-		for _, name := range []string{"containerd", "ctr", "containerd-shim-runc-v2", "runc"} {
-			if _, err := os.Stat(filepath.Join(CacheDir(), "bin", name)); err != nil {
-				return name + " is not in .cache/bin; run script/setup.sh"
-			}
-		}
-	default:
-		return "no such requirement is known"
-	}
-	return ""
 }
 
 // RepoRoot is the directory that holds go.mod.

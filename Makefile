@@ -1,0 +1,35 @@
+# See README.md and CONTRIBUTING.md. Everything below runs on a Debian machine
+# with Go; demo, test and bench need root.
+.DEFAULT_GOAL := build
+.PHONY: build test demo bench fuzz lint clean
+
+COMMANDS := $(notdir $(wildcard cmd/*))
+
+build:
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -o bin/ $(COMMANDS:%=./cmd/%)
+
+# What a test may skip elsewhere must run here. One go test run at the end, so
+# that its summary is the last thing said.
+test:
+	script/setup.sh
+	go vet ./...
+	DAXFS_TEST_REQUIRE=root,containerd,tools go test -timeout 25m ./...
+
+demo:
+	script/demo.sh
+
+bench:
+	script/setup.sh
+	script/bench.sh
+
+# Each fuzz target for FUZZTIME; the seeds run with every test anyway.
+FUZZTIME ?= 10s
+fuzz:
+	script/fuzz.sh $(FUZZTIME)
+
+lint:
+	script/lint.sh
+
+clean:
+	rm -rf bin .cache
