@@ -39,7 +39,8 @@ type OCIOptions struct {
 	// containerd's io.containerd.image.name) or a digest. It may be empty if
 	// the layout has one image only.
 	Ref string
-	// Platform chooses among the manifests of a name. Nil is the host.
+	// Platform chooses among the manifests of a name. Nil is the host. A
+	// manifest named by its digest need not match.
 	Platform platforms.MatchComparer
 }
 
@@ -64,7 +65,7 @@ func OpenOCI(dir string, opts OCIOptions) (*OCIImage, error) {
 	var version ocispec.ImageLayout
 	if err := l.file(ocispec.ImageLayoutFile, &version); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s is not an OCI image layout: %w", dir, err)
+			return nil, fmt.Errorf("%s is not an OCI image layout: %w: %w", dir, err, errdefs.ErrNotFound)
 		}
 		return nil, err
 	}
@@ -91,6 +92,7 @@ func OpenOCI(dir string, opts OCIOptions) (*OCIImage, error) {
 type layout struct {
 	dir   string
 	want  platforms.MatchComparer
+	exact digest.Digest // of the reference: taken whatever its platform
 	found []candidate
 	seen  map[digest.Digest]bool
 }
@@ -125,6 +127,7 @@ func (l *layout) file(name string, v any) error {
 // named returns the descriptors of the top index that ref means.
 func (l *layout) named(all []ocispec.Descriptor, ref string) ([]ocispec.Descriptor, error) {
 	if dgst, err := digest.Parse(ref); err == nil {
+		l.exact = dgst
 		for _, d := range all {
 			if d.Digest == dgst {
 				return []ocispec.Descriptor{d}, nil
@@ -208,7 +211,7 @@ func (l *layout) collect(d ocispec.Descriptor, depth int) error {
 		}
 	case images.IsManifestType(d.MediaType):
 		// A layout may hold other platforms' manifests by name only.
-		if d.Platform != nil && !l.want.Match(*d.Platform) {
+		if d.Platform != nil && d.Digest != l.exact && !l.want.Match(*d.Platform) {
 			l.found = append(l.found, candidate{desc: d, platform: *d.Platform})
 			return nil
 		}
@@ -278,11 +281,11 @@ func (l *layout) choose() (*OCIImage, error) {
 	for i := range l.found {
 		c := &l.found[i]
 		// A config that names no platform fits any.
-		unnamed := c.platform.OS == "" && c.platform.Architecture == ""
+		fits := c.desc.Digest == l.exact || c.platform.OS == "" && c.platform.Architecture == ""
 		if c.platform.OS != "unknown" { // BuildKit's attestations
 			have = append(have, platforms.Format(c.platform))
 		}
-		if !unnamed && !l.want.Match(c.platform) {
+		if !fits && !l.want.Match(c.platform) {
 			continue
 		}
 		if best == nil || l.want.Less(c.platform, best.platform) {

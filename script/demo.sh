@@ -7,7 +7,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-title() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
+title() {
+	if [ -t 1 ]; then printf '\n\033[1m# %s\033[0m\n' "$*"; else printf '\n# %s\n' "$*"; fi
+}
 # Shows a command and runs it.
 show() { printf '$ %s\n' "$*"; "$@"; }
 quiet() { "$@" >>"$dir/demo.log" 2>&1; }
@@ -39,6 +41,7 @@ $tools/mkimages -dir .cache/images -testprog $tools/testprog debian family0 >"$d
 mkfifo "$dir/address"
 $tools/registry "debian=$debian" "family0=$family" >"$dir/address" 2>"$dir/registry.log" &
 registry_pid=$!
+disown $!
 read -r address <"$dir/address"
 echo "served by a registry on $address"
 
@@ -63,28 +66,40 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri",
   max_concurrent_unpacks = 4
 END
 mkdir "$dir/tmp"
+export CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1
 export PATH=$PWD/bin:$PWD/.cache/bin:$PATH TMPDIR=$dir/tmp
 wait_for() { # SOCKET
 	for _ in $(seq 200); do [ -S "$1" ] && return; sleep 0.05; done
 	echo "$1 does not appear" >&2
 	exit 1
 }
-"$PWD/bin/containerd-daxfs-grpc" --config "$dir/config.toml" >"$dir/daxfs.log" 2>&1 &
+# disown: bash would report their end in the middle of the output.
+start_daemon() {
+	"$PWD/bin/containerd-daxfs-grpc" --config "$dir/config.toml" >>"$dir/daxfs.log" 2>&1 &
+	daemon_pid=$!
+	disown $!
+}
+start_daemon
 wait_for "$dir/daxfs.sock"
 "$PWD/.cache/bin/containerd" --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 &
+disown $!
 wait_for "$dir/c.sock"
 export CONTAINERD_ADDRESS=$dir/c.sock CONTAINERD_NAMESPACE=${dir##*/}-demo
 run=(ctr run --snapshotter daxfs --fifo-dir "$dir/fifo" --runc-root "$dir/runc")
 show ctr plugins ls id==daxfs
 
 title "Pull: every layer goes into the pool, every chain becomes one image"
-time show ctr images pull --plain-http --snapshotter daxfs "$address/debian:latest"
-quiet ctr images pull --plain-http --snapshotter daxfs "$address/family0:latest"
+for image in debian family0; do
+	printf '$ ctr images pull --plain-http --snapshotter daxfs %s\n' "$address/$image:latest"
+	start=$EPOCHREALTIME
+	quiet ctr images pull --plain-http --snapshotter daxfs "$address/$image:latest"
+	awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "pulled and unpacked in %.1f s\n", b - a }'
+done
 
 title "Run"
 show "${run[@]}" --rm "$address/debian:latest" first sh -c 'cat /etc/debian_version; grep " / " /proc/mounts'
-for i in 1 2 3 4 5; do
-	"${run[@]}" -d "$address/debian:latest" "c$i" sleep 600
+for c in c1 c2 c3; do
+	"${run[@]}" -d "$address/debian:latest" $c sleep 600
 done
 "${run[@]}" -d "$address/family0:latest" other sleep 600
 show ctr tasks ls
@@ -96,21 +111,22 @@ title "What the pool holds"
 ctl=(daxfsctl --config "$dir/config.toml")
 show "${ctl[@]}" pool stat
 show "${ctl[@]}" pool ls
+show "${ctl[@]}" pool check --data
 
 title "The daemon is killed; containers do not notice"
-pid=$(pgrep -f "containerd-daxfs-grpc --config $dir/config.toml")
-show kill -9 "$pid"
+show kill -9 $daemon_pid
 show ctr tasks exec --fifo-dir "$dir/fifo" --exec-id e1 c1 sha256sum /usr/bin/perl
-"$PWD/bin/containerd-daxfs-grpc" --config "$dir/config.toml" >>"$dir/daxfs.log" 2>&1 &
+start_daemon
 sleep 4 # containerd waits up to three seconds before it dials a proxy again
 
 title "Everything is removed, and the space is given back"
-for c in c1 c2 c3 c4 c5 other; do
+for c in c1 c2 c3 other; do
 	quiet ctr tasks kill -s KILL $c || true
 	quiet ctr tasks rm -f $c || true
 	quiet ctr containers rm $c
 done
 quiet ctr images rm --sync "$address/debian:latest" "$address/family0:latest"
+sleep 2 # space is given back in the background
 show "${ctl[@]}" pool stat
 if grep " $dir/" /proc/mounts; then
 	echo "something is still mounted" >&2

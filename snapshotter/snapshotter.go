@@ -23,12 +23,14 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
@@ -76,7 +78,7 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 			return nil, fmt.Errorf("make directory of the snapshotter: %w", err)
 		}
 	}
-	ms, err := storage.NewMetaStore(filepath.Join(opts.Root, "metadata.db"))
+	ms, err := openMetadata(ctx, filepath.Join(opts.Root, "metadata.db"))
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot metadata: %w", err)
 	}
@@ -86,6 +88,29 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 		return nil, errors.Join(err, ms.Close())
 	}
 	return s, nil
+}
+
+// metadataWait is how long New waits for another process to let go of the
+// metadata. bbolt would wait for ever, deaf to signals.
+const metadataWait = 5 * time.Second
+
+// openMetadata opens the metadata now, not at first use.
+func openMetadata(ctx context.Context, path string) (*storage.MetaStore, error) {
+	ms, err := storage.NewMetaStore(path, func(o *bolt.Options) error {
+		o.Timeout = metadataWait
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = ms.WithTransaction(ctx, false, func(context.Context) error { return nil })
+	if errors.Is(err, bolt.ErrTimeout) {
+		err = fmt.Errorf("%s: another process has it open, is there a second daemon with this root? %w", path, errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		return nil, errors.Join(err, ms.Close())
+	}
+	return ms, nil
 }
 
 // Close stops using the metadata. It removes and unmounts nothing: containers

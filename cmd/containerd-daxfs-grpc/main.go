@@ -17,6 +17,9 @@ import (
 	"github.com/daxfs/containerd-daxfs/internal/version"
 )
 
+// exitUsage is the exit status for a wrong command line; the unit file knows it.
+const exitUsage = 2
+
 func main() {
 	app := &cli.App{
 		Name:    "containerd-daxfs-grpc",
@@ -31,10 +34,11 @@ func main() {
 		HideHelpCommand: true,
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return cli.Exit(fmt.Sprintf("containerd-daxfs-grpc: unexpected argument %q", c.Args().First()), 2)
+				return cli.Exit(fmt.Sprintf("unexpected argument %q", c.Args().First()), exitUsage)
 			}
 			return run(c)
 		},
+		OnUsageError:   func(_ *cli.Context, err error, _ bool) error { return cli.Exit(err, exitUsage) },
 		ExitErrHandler: func(*cli.Context, error) {},
 	}
 	if err := app.Run(os.Args); err != nil {
@@ -61,7 +65,7 @@ func run(c *cli.Context) error {
 		return err
 	}
 	if err := log.SetLevel(cfg.LogLevel); err != nil {
-		return fmt.Errorf("configuration: log_level %q: %w", cfg.LogLevel, err)
+		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

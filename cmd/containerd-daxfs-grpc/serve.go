@@ -41,6 +41,9 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 	}
 	defer listener.Close()
 	pool, err := daxmem.OpenOrCreate(ctx, cfg.Pool.Path, daxmem.Options{MaxSize: int64(cfg.Pool.MaxSize), SyncOnPublish: cfg.Pool.SyncOnCommit})
+	if errors.Is(err, daxmem.ErrOwned) {
+		err = fmt.Errorf("%w (is there a second daemon? daxfsctl pool stat names the owner)", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -48,8 +49,8 @@ type Config struct {
 	// Examples takes the configurations that the repository shows to users,
 	// with other paths, and starts the daemon with --config alone.
 	Examples bool
-	// DaemonConfig is added to the daemon's TOML file.
-	DaemonConfig string
+	// PoolSize is the pool's max_size, "8GiB" if empty.
+	PoolSize string
 }
 
 // Lab is a running containerd, daemon and registry. Methods that return no
@@ -219,11 +220,11 @@ log_level = "debug"
 
 [pool]
 path = %q
-max_size = "8GiB"
+max_size = %q
 
 [engine]
 order = ["erofs"]
-%s`, l.Root(), l.Socket(), l.PoolPath(), l.DaemonConfig))
+`, l.Root(), l.Socket(), l.PoolPath(), cmp.Or(l.PoolSize, "8GiB")))
 }
 
 func unpackConfig(snapshotter string) string {
