@@ -15,7 +15,8 @@ type memRegion struct {
 	synced []byte    // what the last Sync made safe; nil: not tracked
 	ops    []writeOp // since the last Sync
 
-	room     int64 // bytes that may still be written; <0: no limit
+	room     int64 // bytes that may still be written to blocks without space; <0: no limit
+	backed   map[int64]bool
 	failSync error
 	onWrite  func() // before each write
 }
@@ -48,19 +49,35 @@ func (m *memRegion) WriteAt(b []byte, off int64) (int, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n := len(b)
-	var err error
-	if m.room >= 0 && int64(n) > m.room {
-		n, err = int(m.room), fmt.Errorf("write: %w", os.NewSyscallError("pwrite", errNoSpace))
-	}
-	if m.room >= 0 {
-		m.room -= int64(n)
-	}
+	n, err := m.back(b, off)
 	copy(m.mem[off:], b[:n])
 	if m.synced != nil {
 		m.ops = append(m.ops, writeOp{off: off, data: bytes.Clone(b[:n])})
 	}
 	return n, err
+}
+
+// back takes space for a write and says how much of it can be done. As on a
+// file system, what was written before can be written again on a full one.
+func (m *memRegion) back(b []byte, off int64) (n int, err error) {
+	for n < len(b) {
+		at := off + int64(n)
+		block := at / blockSize
+		part := min(int64(len(b)-n), (block+1)*blockSize-at)
+		if !m.backed[block] && m.room >= 0 {
+			if part > m.room {
+				part, m.room = m.room, 0
+				return n + int(part), fmt.Errorf("write: %w", os.NewSyscallError("pwrite", errNoSpace))
+			}
+			m.room -= part
+		}
+		if m.backed == nil {
+			m.backed = make(map[int64]bool)
+		}
+		m.backed[block] = true
+		n += int(part)
+	}
+	return n, nil
 }
 
 func (m *memRegion) Punch(off, n int64) error {
@@ -70,6 +87,9 @@ func (m *memRegion) Punch(off, n int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	clear(m.mem[off : off+n])
+	for block := off / blockSize; block < (off+n)/blockSize; block++ {
+		delete(m.backed, block)
+	}
 	if m.synced != nil {
 		m.ops = append(m.ops, writeOp{off: off, n: n})
 	}
