@@ -64,7 +64,7 @@ func (l *testLayout) json(mediaType string, v any) ocispec.Descriptor {
 	return l.blob(mediaType, b)
 }
 
-func gz(t *testing.T, b []byte) []byte {
+func gz(t testing.TB, b []byte) []byte {
 	var buf bytes.Buffer
 	w := gzip.NewWriter(&buf)
 	_, err := w.Write(b)

@@ -97,8 +97,13 @@ func (b *Builder) Put(ctx context.Context, r io.Reader, size int64) (Extent, err
 	if b.opts.Share {
 		return b.putShared(ctx, r, size)
 	}
-	off := b.w.begin(size)
-	return Extent{Offset: off}, b.w.copy(ctx, r, size, nil)
+	e := Extent{Offset: b.w.begin(size)}
+	if f, ok := r.(*os.File); ok && size >= writeBuffer {
+		if from, err := f.Seek(0, io.SeekCurrent); err == nil {
+			return e, b.w.copyFile(ctx, f, from, size)
+		}
+	}
+	return e, b.w.copy(ctx, r, size, nil)
 }
 
 // putShared is Put with a digest.
@@ -204,7 +209,7 @@ func (b *Builder) unspool(ctx context.Context, l *Layout, start int64) (int64, e
 		if !ok {
 			from := n.Extent.Offset
 			to = w.begin(n.Size)
-			if err := w.copy(ctx, io.NewSectionReader(b.spool, from, n.Size), n.Size, nil); err != nil {
+			if err := w.copyFile(ctx, b.spool, from, n.Size); err != nil {
 				return 0, err
 			}
 			moved[from] = to

@@ -2,6 +2,7 @@ package mkdaxfs
 
 import (
 	"bytes"
+	"fmt"
 	"sort"
 
 	"github.com/zeebo/blake3"
@@ -66,6 +67,11 @@ func Check(img *Image, origin int64) (*Report, error) {
 // not written by a sound builder.
 func checkCanonical(img *Image, tree *Tree, origin int64) error {
 	sb := img.sb
+	if sb.ROCompat != 0 || sb.Compat&^uint64(disk.CompatKnown) != 0 {
+		// A reader may ignore them; a proof cannot.
+		return fmt.Errorf("superblock: features that the checker does not know: read-only compatible %#x, compatible %#x: %w",
+			sb.ROCompat, sb.Compat&^uint64(disk.CompatKnown), disk.ErrUnsupported)
+	}
 	if sb.BaseOffset != disk.BlockSize {
 		return disk.Corruptf("superblock: base at %d, want %d", sb.BaseOffset, disk.BlockSize)
 	}
@@ -85,6 +91,10 @@ func checkCanonical(img *Image, tree *Tree, origin int64) error {
 		return disk.Corruptf("metadata: byte %d (address %d) is not what the tree makes", i, img.metaAddr+uint64(i))
 	}
 	if i := firstDifference(super, img.block); i >= 0 {
+		const crc = disk.SuperblockCRC
+		if rest := firstDifference(super[crc+4:], img.block[crc+4:]); i/4 == crc/4 && rest >= 0 {
+			i = crc + 4 + rest // says more than the checksum
+		}
 		return disk.Corruptf("superblock: byte %d is not what the tree makes", i)
 	}
 	return nil

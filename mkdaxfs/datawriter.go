@@ -3,10 +3,13 @@ package mkdaxfs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/daxfs/containerd-daxfs/internal/disk"
 )
@@ -143,6 +146,44 @@ func (w *dataWriter) flush() error {
 	return w.err
 }
 
+// minHole is from which size on zeros are left out: a seek costs a write more.
+const minHole = 64 << 10
+
+// copyFile is copy for a file from an offset on, without reading its holes.
+func (w *dataWriter) copyFile(ctx context.Context, f *os.File, from, size int64) error {
+	pos, end := from, from+size
+	for pos < end {
+		data, next := pos, end
+		if w.zero && end-pos >= minHole {
+			if d, err := f.Seek(pos, unix.SEEK_DATA); err == nil {
+				data = min(d, end)
+			} else if errors.Is(err, unix.ENXIO) {
+				data = end // nothing but a hole
+			}
+			if h, err := f.Seek(data, unix.SEEK_HOLE); err == nil && data < end {
+				next = min(h, end)
+			}
+		}
+		if skip := data - pos; skip >= minHole {
+			if data < end {
+				skip &^= disk.BlockSize - 1
+			}
+			if err := w.submit(); err != nil {
+				return err
+			}
+			w.at += disk.AlignUp(skip, disk.BlockSize)
+			pos += skip
+		}
+		// A piece ends at a block, so that only the file's end is padded.
+		n := min(disk.AlignUp(next-pos, disk.BlockSize), end-pos)
+		if err := w.copy(ctx, io.NewSectionReader(f, pos, n), n, nil); err != nil {
+			return err
+		}
+		pos += n
+	}
+	return nil
+}
+
 // copy writes exactly size bytes of r at the position of begin, padded with
 // zeros to the block size; h, if not nil, gets them too.
 func (w *dataWriter) copy(ctx context.Context, r io.Reader, size int64, h io.Writer) error {
@@ -191,7 +232,7 @@ func readError(err error, got, size int64) error {
 // to be worth a seek.
 func (w *dataWriter) dropZeros(from int) error {
 	b := w.buf[from:]
-	if !w.zero || len(b) < 64<<10 {
+	if !w.zero || len(b) < minHole {
 		return nil
 	}
 	for i := 0; i < len(b); i += disk.BlockSize {

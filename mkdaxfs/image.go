@@ -3,6 +3,7 @@ package mkdaxfs
 import (
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 
@@ -21,7 +22,17 @@ type Image struct {
 	// native image, the inode table of a v8 one.
 	meta     []byte
 	metaAddr uint64
+	// large is the large directory used last: walking a path, or one by one the
+	// names of a directory, would check it (and, in v8, read it) every time.
+	large atomic.Pointer[openDirectory]
 }
+
+type openDirectory struct {
+	in  disk.Inode
+	dir disk.Dir
+}
+
+const largeDir = 64
 
 // Open reads superblock and metadata of the image in the first size bytes of
 // r. Errors of r are returned as they are; see disk.IsBad for the others.
@@ -94,8 +105,13 @@ func (img *Image) HasErofs() bool { return img.sb.Compat&disk.CompatErofs != 0 }
 // IsLayer reports whether the image is a layer index.
 func (img *Image) IsLayer() bool { return img.sb.Incompat&disk.IncompatLayer != 0 }
 
-// bytes returns n bytes at an offset relative to base: a slice of the metadata
-// in memory where possible, else a copy. The caller must not change it.
+// maxRecord bounds what is read of a v8 image at once: a directory of 15 million
+// names.
+const maxRecord = 1 << 32
+
+// bytes returns n bytes of metadata at an offset relative to base; the caller
+// must not change them. A native image has all its records in the metadata,
+// which is in memory; in v8 they may be anywhere.
 func (img *Image) bytes(off, n uint64) ([]byte, error) {
 	if !disk.Inside(off, n, img.sb.BaseSize) {
 		return nil, disk.Corruptf("range [%d,+%d) outside base of %d bytes", off, n, img.sb.BaseSize)
@@ -104,8 +120,16 @@ func (img *Image) bytes(off, n uint64) ([]byte, error) {
 	if addr >= img.metaAddr && disk.Inside(addr-img.metaAddr, n, uint64(len(img.meta))) {
 		return img.meta[addr-img.metaAddr:][:n:n], nil
 	}
-	b, err := readGrowing(img.r, addr, n)
-	return b, err
+	if n == 0 {
+		return nil, nil
+	}
+	if img.sb.Native() {
+		return nil, disk.Corruptf("range [%d,+%d) outside metadata [%d,+%d)", off, n, img.sb.MetaOffset, img.sb.MetaSize)
+	}
+	if n > maxRecord {
+		return nil, disk.Corruptf("record of %d bytes, want at most %d", n, uint64(maxRecord))
+	}
+	return readGrowing(img.r, addr, n)
 }
 
 // Inode returns inode ino, 1 to InodeCount.
@@ -137,6 +161,9 @@ func (img *Image) Dir(in *disk.Inode) (disk.Dir, error) {
 	if n == 0 {
 		return disk.Dir{}, nil
 	}
+	if l := img.large.Load(); l != nil && l.in == *in {
+		return l.dir, nil
+	}
 	b, err := img.bytes(in.DataOffset, n)
 	if err != nil {
 		return disk.Dir{}, fmt.Errorf("inode %d: read directory: %w", in.Ino, err)
@@ -144,6 +171,9 @@ func (img *Image) Dir(in *disk.Inode) (disk.Dir, error) {
 	d, err := disk.OpenDir(b, v8)
 	if err != nil {
 		return disk.Dir{}, fmt.Errorf("inode %d: %w", in.Ino, err)
+	}
+	if d.Len() >= largeDir {
+		img.large.Store(&openDirectory{*in, d})
 	}
 	return d, nil
 }

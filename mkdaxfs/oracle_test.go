@@ -63,11 +63,8 @@ func dir() *mkdaxfs.Node {
 }
 
 func pattern(n int, seed uint64) []byte {
-	r := rand.New(rand.NewPCG(seed, 1))
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(r.Uint32())
-	}
+	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24)}).Read(b)
 	return b
 }
 

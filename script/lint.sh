@@ -2,7 +2,7 @@
 # gofmt, go vet and golangci-lint, the last built into .cache/bin on first use.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-version=v2.5.0
+version=v2.15.0
 bin=$PWD/.cache/bin
 bad=$(gofmt -l $(git ls-files --cached --others --exclude-standard '*.go'))
 [ -z "$bad" ] || { printf 'gofmt would change:\n%s\n' "$bad" >&2; exit 1; }

@@ -31,6 +31,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
@@ -104,7 +105,7 @@ func openMetadata(ctx context.Context, path string) (*storage.MetaStore, error) 
 		return nil, err
 	}
 	err = ms.WithTransaction(ctx, false, func(context.Context) error { return nil })
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		err = fmt.Errorf("%s: another process has it open, is there a second daemon with this root? %w", path, errdefs.ErrUnavailable)
 	}
 	if err != nil {

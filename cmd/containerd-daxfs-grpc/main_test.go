@@ -67,15 +67,22 @@ func start(t *testing.T, args ...string) *process {
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { p.Wait(); close(p.done) }()
+	go func() { _ = p.Wait(); close(p.done) }()
 	t.Cleanup(func() {
-		p.Process.Kill()
+		_ = p.Process.Kill() // it may have ended
 		<-p.done
 		if t.Failed() {
 			t.Logf("daemon %v:\n%s", args, p.log.String())
 		}
 	})
 	return p
+}
+
+func (p *process) signal(t *testing.T, sig os.Signal) {
+	t.Helper()
+	if err := p.Process.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // end waits for the daemon and returns its exit status.
@@ -143,14 +150,14 @@ func (s site) ask() error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	_, err = proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "").Stat(ctx, "no such snapshot")
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
-	return fmt.Errorf("stat of nothing: %v", err)
+	return fmt.Errorf("stat of nothing: %w", err)
 }
 
 func TestWrongUse(t *testing.T) {
@@ -203,7 +210,7 @@ func TestStartAndStop(t *testing.T) {
 	if fi.Mode() != os.ModeSocket|0o600 {
 		t.Errorf("socket has mode %v, want a socket of 0600", fi.Mode())
 	}
-	p.Process.Signal(syscall.SIGTERM)
+	p.signal(t, syscall.SIGTERM)
 	if code := p.end(t); code != 0 {
 		t.Errorf("exit status %d after SIGTERM", code)
 	}
@@ -225,7 +232,7 @@ func TestStaleSocket(t *testing.T) {
 	s := newSite(t)
 	p := start(t, "--config", s.config)
 	s.ready(t, p)
-	p.Process.Kill()
+	p.signal(t, syscall.SIGKILL)
 	p.end(t)
 	if _, err := os.Lstat(s.socket); err != nil {
 		t.Fatalf("there is no stale socket: %v", err)
@@ -277,7 +284,7 @@ func TestSocketPathIsFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if l, err := listen(path); err == nil {
-		l.Close()
+		_ = l.Close()
 		t.Fatal("listens there")
 	} else if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("error %v", err)
@@ -296,11 +303,13 @@ func TestNotify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { _ = conn.Close() })
 	t.Setenv("NOTIFY_SOCKET", addr)
 	p := start(t, "--config", s.config)
 	read := func() string {
-		conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
 		b := make([]byte, 1024)
 		n, err := conn.Read(b)
 		if err != nil {
@@ -314,7 +323,7 @@ func TestNotify(t *testing.T) {
 	if err := s.ask(); err != nil {
 		t.Errorf("ready, but %v", err)
 	}
-	p.Process.Signal(syscall.SIGTERM)
+	p.signal(t, syscall.SIGTERM)
 	if got := read(); got != "STOPPING=1" {
 		t.Errorf("second message %q", got)
 	}

@@ -39,7 +39,7 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 	if err != nil {
 		return err
 	}
-	defer listener.Close()
+	defer func() { _ = listener.Close() }()
 	pool, err := daxmem.OpenOrCreate(ctx, cfg.Pool.Path, daxmem.Options{MaxSize: int64(cfg.Pool.MaxSize), SyncOnPublish: cfg.Pool.SyncOnCommit})
 	if errors.Is(err, daxmem.ErrOwned) {
 		err = fmt.Errorf("%w (is there a second daemon? daxfsctl pool stat names the owner)", err)

@@ -9,6 +9,10 @@ import (
 // arrange moves options behind the verb and before its arguments, where
 // package flag wants them, so that they may stand anywhere.
 func arrange(app *cli.App, args []string) ([]string, error) {
+	if len(args) > 1 && (args[1] == "help" || args[1] == "h") {
+		// The package's own help leaves out the verbs.
+		args = append(append([]string{args[0]}, args[2:]...), "--help")
+	}
 	withValue := make(map[string]bool)
 	noteFlags(app.Commands, withValue)
 	var verbs, flags, rest []string
@@ -43,9 +47,6 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 	out = append(out, flags...)
 	if len(rest) > 0 {
 		out = append(append(out, "--"), rest...)
-	}
-	if len(verbs) == 0 && len(rest) > 0 && (rest[0] == "help" || rest[0] == "h") {
-		return append([]string{args[0]}, rest...), nil
 	}
 	return out, nil
 }

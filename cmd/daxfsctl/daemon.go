@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -48,7 +49,7 @@ func connect(cfg *config.Config) (snapshots.Snapshotter, func(), error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect to %s: %w", cfg.Address, err)
 	}
-	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), ""), func() { conn.Close() }, nil
+	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), ""), func() { shut(conn) }, nil
 }
 
 // findRefs finds out which snapshots use what: from the daemon, or, where none
@@ -96,7 +97,7 @@ func readMetadata(ctx context.Context, cfg *config.Config) (infos []snapshots.In
 	if err != nil {
 		return nil, nil, err
 	}
-	defer ms.Close()
+	defer shut(ms)
 	err = ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		var err error
 		if ids, err = storage.IDMap(ctx); err != nil {
@@ -107,7 +108,7 @@ func readMetadata(ctx context.Context, cfg *config.Config) (infos []snapshots.In
 			return nil
 		})
 	})
-	if errors.Is(err, bolt.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, bolterrors.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("%w: another process has it open, but no daemon serves on %s: is --address right?", err, cfg.Address)
 	}
 	if err != nil && !errdefs.IsNotFound(err) {

@@ -140,8 +140,8 @@ func (d *doctor) unpack(ctx context.Context, cfg *srvconfig.Config) {
 // containerdAddress is where containerd serves, in configurations of all
 // versions.
 func containerdAddress(ctx context.Context, cfg *srvconfig.Config) string {
-	if cfg.GRPC.Address != "" {
-		return cfg.GRPC.Address
+	if a := cfg.GRPC.Address; a != "" { //nolint:staticcheck // versions before 4 have it there
+		return a
 	}
 	plugin := struct {
 		Address string `toml:"address"`
@@ -168,7 +168,7 @@ func (d *doctor) running(address string) bool {
 		d.add(name, warn, err.Error(), "")
 		return false
 	}
-	defer cc.Close()
+	defer shut(cc)
 	ctx, cancel := context.WithTimeout(d.ctx, answerWait)
 	defer cancel()
 	list, err := introspection.NewIntrospectionClient(cc).Plugins(ctx, &introspection.PluginsRequest{

@@ -78,25 +78,41 @@ func (d *doctor) pool() {
 		d.add("pool", fail, oneLine(err), remedy)
 		return
 	}
-	defer pool.Close()
+	defer shut(pool)
 	st, err := pool.Stat()
 	if err != nil {
 		d.add("pool", fail, err.Error(), "")
 		return
 	}
-	detail := fmt.Sprintf("%s: %s, %s, %s of %s free", path, plural(st.LayerCount, "layer"), plural(st.ImageCount, "image"), size(st.Free), size(st.Size))
+	most, left := room(d.cfg, &st)
+	detail := fmt.Sprintf("%s: %s, %s, %s of %s available", path, plural(st.LayerCount, "layer"), plural(st.ImageCount, "image"), size(left), size(most))
 	var fs unix.Statfs_t
 	tmpfs := unix.Statfs(path, &fs) == nil && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.HUGETLBFS_MAGIC)
 	switch {
 	case st.QuarantinedCount > 0:
 		d.add("pool", warn, fmt.Sprintf("%s, %s in quarantine", detail, plural(st.QuarantinedCount, "record")),
-			"daxfsctl pool check names them; remove the images concerned and pull them again")
-	case st.Free < st.Size/20:
+			"daxfsctl pool check names them and the images concerned: remove these and pull them again")
+	case left < most/20:
 		d.add("pool", warn, detail, "remove images, or raise pool.max_size")
 	case tmpfs:
 		d.add("pool", warn, detail+"; it is in memory only", "after a reboot, images must be removed and pulled again")
 	default:
 		d.add("pool", ok, detail, "")
+	}
+	d.layers()
+}
+
+// layers compares what the snapshots need with what the pool has.
+func (d *doctor) layers() {
+	lost, err := lostLayers(d.ctx, d.cfg)
+	switch {
+	case err != nil:
+		d.add("layers", warn, "what the snapshots need is not known: "+oneLine(err), "")
+	case len(lost) > 0:
+		d.add("layers", fail, plural(len(lost), "layer")+" that snapshots need is not in the pool, or not sound: their images cannot run",
+			"daxfsctl pool check names them and the images concerned: remove these and pull them again")
+	default:
+		d.add("layers", ok, "all that the snapshots need is in the pool", "")
 	}
 }
 

@@ -101,7 +101,7 @@ func (x *extractor) directory(in *disk.Inode, dir int, name, path string) error 
 		return fail(err)
 	}
 	err = x.children(in, fd, path+"/")
-	unix.Close(fd)
+	_ = unix.Close(fd)
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,7 @@ func imageCat(c *cli.Context) error {
 		return err
 	}
 	if in.Mode&disk.TypeMask != disk.TypeRegular {
-		return fmt.Errorf("%s: /%s: is a %s, not a file", escape(s.name), escape(innerPath(path)), typeName(in.Mode))
+		return fmt.Errorf("%s: /%s: is no regular file (%s)", escape(s.name), escape(innerPath(path)), typeName(in.Mode))
 	}
 	r, err := s.Data(in)
 	if err != nil {

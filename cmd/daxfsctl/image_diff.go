@@ -71,12 +71,18 @@ func imageDiff(c *cli.Context) error {
 	return err
 }
 
+// shortDigest is how much of "blake3:..." people are shown.
+const shortDigest = len("blake3:") + 12
+
 func printDiffs(w io.Writer, diffs []difference) error {
 	sign := map[string]string{"added": "+", "removed": "-", "changed": "~"}
 	for _, d := range diffs {
 		fmt.Fprintf(w, "%s %s", sign[d.Change], d.Path)
 		sep := ":"
 		for _, f := range d.Fields {
+			if f.Field == "content" {
+				f.A, f.B = f.A[:shortDigest], f.B[:shortDigest]
+			}
 			fmt.Fprintf(w, "%s %s %s -> %s", sep, f.Field, clip(f.A), clip(f.B))
 			sep = ","
 		}

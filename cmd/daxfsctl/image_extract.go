@@ -72,7 +72,7 @@ func (x *extractor) tree(in *disk.Inode, dest string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(root)
+	defer func() { _ = unix.Close(root) }()
 	x.root = root
 	defer func() {
 		if err != nil {
@@ -99,7 +99,7 @@ func (x *extractor) single(in *disk.Inode, dest string) (err error) {
 	if x.root, err = unix.Open(dir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("%s: %w", escape(dir), err)
 	}
-	defer unix.Close(x.root)
+	defer func() { _ = unix.Close(x.root) }()
 	err = x.node(in, x.root, name, name)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		err = errors.Join(err, undo(dest, true))

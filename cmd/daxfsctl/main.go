@@ -116,6 +116,7 @@ func finish(cmds []*cli.Command) {
 			continue
 		}
 		c.HideHelpCommand = true
+		c.UseShortOptionHandling = true // ls -lR
 		c.Flags = append(c.Flags, commonFlags()...)
 	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/hex"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 
@@ -11,6 +10,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
+	"github.com/daxfs/containerd-daxfs/internal/config"
 )
 
 func poolCheckCommand() *cli.Command {
@@ -19,7 +19,10 @@ func poolCheckCommand() *cli.Command {
 		Usage: "hold the whole pool against what must be true of it",
 		Description: "Checks superblock, catalog, space, every layer and image with all their inodes, and that images use\n" +
 			"only files of their layers. The daemon may run meanwhile. Nothing is repaired.",
-		Flags:  []cli.Flag{&cli.BoolFlag{Name: "data", Usage: "read all files too and compare their digests"}},
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "data", Usage: "read all files too and compare their digests"},
+			containerdFlag(),
+		},
 		Action: poolCheck,
 	}
 }
@@ -33,6 +36,13 @@ type poolCheckJSON struct {
 	Bytes       int64         `json:"bytes_read"`
 	Problems    []problemJSON `json:"problems"`
 	Quarantined []*badRecord  `json:"quarantined"`
+	Lost        []lostJSON    `json:"lost_layers"` // that snapshots need and the pool does not have
+}
+
+type lostJSON struct {
+	Key       string     `json:"key"`
+	Snapshots []string   `json:"snapshots"`
+	Names     []nameJSON `json:"containerd_images,omitempty"`
 }
 
 type problemJSON struct {
@@ -44,10 +54,11 @@ type problemJSON struct {
 }
 
 type badRecord struct {
-	Kind   string `json:"kind"`
-	Key    string `json:"key"`
-	Offset int64  `json:"offset"`
-	Reason string `json:"reason"`
+	Kind   string     `json:"kind"`
+	Key    string     `json:"key"`
+	Offset int64      `json:"offset"`
+	Reason string     `json:"reason"`
+	Names  []nameJSON `json:"containerd_images,omitempty"` // that need it
 }
 
 func poolCheck(c *cli.Context) error {
@@ -62,7 +73,7 @@ func poolCheck(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
+	defer shut(pool)
 	opts := daxmem.CheckOptions{Data: c.Bool("data")}
 	bar := &progress{w: c.App.ErrWriter}
 	if term.IsTerminal(int(os.Stderr.Fd())) && !c.Bool("json") {
@@ -80,15 +91,22 @@ func poolCheck(c *cli.Context) error {
 	for _, p := range rep.Problems {
 		res.Problems = append(res.Problems, problemJSON{p.Name, p.Offset, p.Size, p.Expected, p.Found})
 	}
+	var needs func(*daxmem.Record) []nameJSON
+	if len(rep.Quarantined) > 0 {
+		needs = findNeeds(c, cfg)
+	}
 	for _, r := range rep.Quarantined {
-		res.Quarantined = append(res.Quarantined, &badRecord{r.Kind.String(), hex.EncodeToString(r.Key[:]), r.Offset, r.Quarantined})
+		res.Quarantined = append(res.Quarantined, &badRecord{r.Kind.String(), hex.EncodeToString(r.Key[:]), r.Offset, r.Quarantined, needs(r)})
 	}
 	images, err := checkImages(c, pool)
 	if err != nil {
 		return err
 	}
 	res.Problems = append(res.Problems, images...)
-	res.OK = len(res.Problems) == 0 && len(res.Quarantined) == 0
+	if res.Lost, err = findLost(c, cfg, rep.Quarantined); err != nil {
+		return err
+	}
+	res.OK = len(res.Problems) == 0 && len(res.Quarantined) == 0 && len(res.Lost) == 0
 	if c.Bool("json") {
 		err = printJSON(c.App.Writer, res)
 	} else {
@@ -100,24 +118,41 @@ func poolCheck(c *cli.Context) error {
 	return err
 }
 
-func (r *poolCheckJSON) print(w io.Writer) error {
-	for _, p := range r.Problems {
-		fmt.Fprintf(w, "BAD  %s at [%d,+%d): want %s, found %s\n", p.What, p.Offset, p.Size, p.Expected, p.Found)
+// findNeeds returns what tells which of containerd's images need a record.
+func findNeeds(c *cli.Context, cfg *config.Config) func(*daxmem.Record) []nameJSON {
+	refs, _, err := findRefs(c.Context, cfg)
+	if err != nil {
+		return func(*daxmem.Record) []nameJSON { return nil }
 	}
-	for _, b := range r.Quarantined {
-		fmt.Fprintf(w, "QUARANTINED  %s %s at %d: %s\n", b.Kind, b.Key[:12], b.Offset, b.Reason)
+	names := findNames(c, refs)
+	return func(r *daxmem.Record) []nameJSON {
+		if r.Kind == daxmem.KindImage {
+			return names.of(refs.Images[r.Key], true)
+		}
+		return names.of(refs.Layers[r.Key], false)
 	}
-	files := "their files not read (--data does)"
-	if r.Data {
-		files = "all files read"
+}
+
+// findLost lists lost layers, apart from those in quarantine.
+func findLost(c *cli.Context, cfg *config.Config, bad []*daxmem.Record) ([]lostJSON, error) {
+	out := []lostJSON{}
+	lost, err := lostLayers(c.Context, cfg)
+	if err != nil {
+		// A pool can be checked without its snapshots.
+		fmt.Fprintf(c.App.ErrWriter, "daxfsctl: warning: what the snapshots need is not known: %s\n", oneLine(err))
+		return out, nil
 	}
-	verdict := "sound"
-	if !r.OK {
-		verdict = fmt.Sprintf("%s, %s in quarantine", plural(len(r.Problems), "problem"), plural(len(r.Quarantined), "record"))
+	var needs func(*daxmem.Record) []nameJSON
+	for _, l := range lost {
+		if slices.ContainsFunc(bad, func(r *daxmem.Record) bool { return r.Key == l.key && r.Kind == daxmem.KindLayer }) {
+			continue
+		}
+		if needs == nil {
+			needs = findNeeds(c, cfg)
+		}
+		out = append(out, lostJSON{hex.EncodeToString(l.key[:]), escapeAll(l.snapshots), needs(&daxmem.Record{Kind: daxmem.KindLayer, Key: l.key})})
 	}
-	_, err := fmt.Fprintf(w, "%s: %s: %s and %s checked, %s, %s\n", escape(r.Pool), verdict,
-		plural(r.Records, "record"), plural(r.Extents, "extent"), size(r.Bytes), files)
-	return err
+	return out, nil
 }
 
 // checkImages proves the inodes and names of every record, which the pool does
@@ -132,7 +167,7 @@ func checkImages(c *cli.Context, pool *daxmem.Pool) ([]problemJSON, error) {
 		if rec.Quarantined != "" {
 			continue
 		}
-		if err := c.Context.Err(); err != nil {
+		if err := c.Err(); err != nil {
 			return nil, err
 		}
 		s, err := recordSource(pool, rec)
@@ -159,7 +194,7 @@ func checkImages(c *cli.Context, pool *daxmem.Pool) ([]problemJSON, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer now.Close()
+	defer shut(now)
 	there := make(map[int]uint64)
 	for _, rec := range now.Records() {
 		there[rec.Slot] = rec.Generation
@@ -171,24 +206,4 @@ func checkImages(c *cli.Context, pool *daxmem.Pool) ([]problemJSON, error) {
 		}
 	}
 	return keep, nil
-}
-
-// progress shows how far a check is.
-type progress struct {
-	w     io.Writer
-	shown int64
-}
-
-func (p *progress) show(done, total int64) {
-	if total == 0 || done*100/total == p.shown {
-		return
-	}
-	p.shown = done * 100 / total
-	fmt.Fprintf(p.w, "\rchecked %d %% of %s", p.shown, size(total))
-}
-
-func (p *progress) clear() {
-	if p.shown > 0 {
-		fmt.Fprint(p.w, "\r\x1b[K")
-	}
 }

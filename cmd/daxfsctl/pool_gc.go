@@ -10,13 +10,11 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/config"
-	"github.com/daxfs/containerd-daxfs/internal/engine"
 	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
@@ -87,7 +85,7 @@ func planGC(ctx context.Context, cfg *config.Config) (*gcJSON, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer pool.Close()
+	defer shut(pool)
 	refs, from, err := findRefs(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -166,54 +164,13 @@ func orphanDirs(ctx context.Context, cfg *config.Config) ([]string, error) {
 	return out, nil
 }
 
-func askDaemon(ctx context.Context, cfg *config.Config) error {
-	ctx, cancel := context.WithTimeout(ctx, callWait)
-	defer cancel()
-	sn, done, err := connect(cfg)
-	if err != nil {
-		return err
-	}
-	defer done()
-	if err := sn.(snapshots.Cleaner).Cleanup(ctx); err != nil {
-		return fmt.Errorf("ask the daemon at %s to clean up: %w", cfg.Address, err)
-	}
-	return nil
-}
-
-// collectHere takes the daemon's place: it owns the pool and the metadata
-// meanwhile, and looks after mounts and directories as the daemon does.
-func collectHere(ctx context.Context, cfg *config.Config) (err error) {
-	region, err := daxmem.OpenFile(cfg.Pool.Path)
-	if errors.Is(err, daxmem.ErrOwned) {
-		return fmt.Errorf("%w, but no daemon serves on %s: is --address right?", err, cfg.Address)
-	}
-	if err != nil {
-		return err
-	}
-	pool, err := daxmem.Open(ctx, region, daxmem.Options{})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, pool.Close()) }()
-	// Nothing is mounted here, so any engine will do.
-	e, err := engine.ByName(engine.Names()[0])
-	if err != nil {
-		return err
-	}
-	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: cfg.Root, Pool: pool, Engine: e})
-	if err != nil {
-		return err
-	}
-	return errors.Join(sn.Cleanup(ctx), sn.Close())
-}
-
 // compare sorts what was planned into what is gone and what is still there.
 func (r *gcJSON) compare(ctx context.Context, cfg *config.Config) error {
 	pool, err := openPool(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
+	defer shut(pool)
 	there := make(map[int]uint64)
 	for _, rec := range pool.Records() {
 		there[rec.Slot] = rec.Generation
@@ -252,7 +209,7 @@ func (r *gcJSON) print(w io.Writer) error {
 		}
 	}
 	if len(r.Removed)+len(r.Kept) == 0 {
-		_, err := fmt.Fprintln(w, "no layer or image is without use")
+		_, err := fmt.Fprintln(w, "nothing to free: every layer and image is in use")
 		return err
 	}
 	by := ""

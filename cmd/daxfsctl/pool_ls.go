@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +23,7 @@ func poolLsCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "l", Aliases: []string{"long"}, Usage: "whole keys, and the names of the snapshots"},
 			&cli.BoolFlag{Name: "extents", Usage: "list every byte of the pool with its owner instead"},
+			containerdFlag(),
 		},
 		Action: poolLs,
 	}
@@ -40,11 +40,12 @@ type recordJSON struct {
 	Data        uint64     `json:"data_bytes"` // of a layer's files, before sharing
 	Created     time.Time  `json:"created"`
 	Durable     bool       `json:"durable"`
-	Quarantined string     `json:"quarantined,omitempty"`    // why
-	Layers      []string   `json:"layers,omitempty"`         // keys, lowest first, of an image
-	Snapshots   []string   `json:"snapshots"`                // committed ones that are this layer or chain
-	UsedBy      []string   `json:"used_by,omitempty"`        // active ones and views on an image
-	Images      []string   `json:"used_by_images,omitempty"` // keys, of a layer
+	Quarantined string     `json:"quarantined,omitempty"`       // why
+	Layers      []string   `json:"layers,omitempty"`            // keys, lowest first, of an image
+	Snapshots   []string   `json:"snapshots"`                   // committed ones that are this layer or chain
+	UsedBy      []string   `json:"used_by,omitempty"`           // active ones and views on an image
+	Images      []string   `json:"used_by_images,omitempty"`    // keys, of a layer
+	Names       []nameJSON `json:"containerd_images,omitempty"` // that are this image, or that have this layer
 	Mount       *mountJSON `json:"mount,omitempty"`
 }
 
@@ -80,7 +81,7 @@ func poolLs(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
+	defer shut(pool)
 	if c.Bool("extents") {
 		return poolOwners(c, pool)
 	}
@@ -115,11 +116,13 @@ func listPool(c *cli.Context, cfg *config.Config, pool *daxmem.Pool) *poolLsJSON
 	if err != nil {
 		fmt.Fprintf(c.App.ErrWriter, "daxfsctl: warning: %s\n", oneLine(err))
 	}
+	names := findNames(c, refs)
 	records := pool.Records()
 	slices.SortFunc(records, sortRecords)
 	users := make(map[string][]string) // images by layer
 	for _, rec := range records {
 		r := describeRecord(pool, rec, refs, held)
+		r.Names = names.of(r.Snapshots, rec.Kind == daxmem.KindImage)
 		for _, l := range r.Layers {
 			users[l] = append(users[l], r.Key)
 		}
@@ -138,9 +141,6 @@ func describeRecord(pool *daxmem.Pool, rec *daxmem.Record, refs *snapshotter.Ref
 		Kind: rec.Kind.String(), Key: hex.EncodeToString(rec.Key[:]), Entries: rec.Entries, Offset: rec.Offset, Metadata: rec.Size,
 		Data: rec.DataBytes, Created: rec.Created.UTC(), Durable: rec.Durable, Quarantined: rec.Quarantined, Snapshots: []string{},
 	}
-	if rec.Quarantined != "" {
-		return r
-	}
 	if rec.Kind == daxmem.KindLayer {
 		r.Snapshots = append(r.Snapshots, escapeAll(refs.Layers[rec.Key])...)
 		return r
@@ -154,6 +154,9 @@ func describeRecord(pool *daxmem.Pool, rec *daxmem.Record, refs *snapshotter.Ref
 		if h.Key == rec.Key && (r.Mount == nil || h.Mounted) {
 			r.Mount = &mountJSON{h.Engine, h.Method, h.Target, h.Mounted}
 		}
+	}
+	if rec.Quarantined != "" {
+		return r
 	}
 	if s, err := recordSource(pool, rec); err == nil {
 		layers, _ := s.Layers() // the pool has checked the list
@@ -191,86 +194,6 @@ func escapeAll(names []string) []string {
 		out = append(out, escape(n))
 	}
 	return out
-}
-
-func (res *poolLsJSON) print(w io.Writer) error {
-	return table(w, func(w io.Writer) {
-		fmt.Fprintln(w, "KIND\tKEY\tCHAIN ID\tENTRIES\tMETADATA\tFILES\tCREATED\tUSE")
-		for _, r := range res.Records {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", r.Kind, r.Key[:12], r.shortChain(), r.Entries, size(r.Metadata),
-				size(int64(r.Data)), r.Created.Local().Format("2006-01-02 15:04:05"), r.use(res.From != ""))
-		}
-	})
-}
-
-// shortChain is for people: what ctr snapshots ls shows for the record.
-func (r *recordJSON) shortChain() string {
-	id := r.ChainID
-	if id == "" && len(r.Snapshots) > 0 {
-		id = chainOf(r.Snapshots)
-	}
-	if id = strings.TrimPrefix(id, "sha256:"); id == "" {
-		return "-"
-	}
-	return id[:min(12, len(id))]
-}
-
-// printLong writes a paragraph for each record.
-func (res *poolLsJSON) printLong(w io.Writer) error {
-	return table(w, func(w io.Writer) {
-		for i, r := range res.Records {
-			if i > 0 {
-				fmt.Fprintln(w)
-			}
-			fmt.Fprintf(w, "%s %s\n", r.Kind, r.Key)
-			if r.ChainID != "" {
-				fmt.Fprintf(w, "  chain ID:\t%s\n", r.ChainID)
-			}
-			fmt.Fprintf(w, "  holds:\t%d names, %s of files, %s of metadata at %d\n", r.Entries, size(int64(r.Data)), size(r.Metadata), r.Offset)
-			fmt.Fprintf(w, "  created:\t%s\n", r.Created.Local().Format("2006-01-02 15:04:05"))
-			fmt.Fprintf(w, "  use:\t%s\n", r.use(res.From != ""))
-			for _, g := range []struct {
-				what  string
-				names []string
-			}{{"container", r.UsedBy}, {"snapshot", r.Snapshots}, {"image", r.Images}, {"layer", r.Layers}} {
-				for _, n := range g.names {
-					fmt.Fprintf(w, "  %s:\t%s\n", g.what, n)
-				}
-			}
-		}
-	})
-}
-
-// use says in a few words what keeps a record.
-func (r *recordJSON) use(known bool) string {
-	var parts []string
-	add := func(n int, one string) {
-		if n > 0 {
-			parts = append(parts, plural(n, one))
-		}
-	}
-	switch {
-	case r.Quarantined != "":
-		return "QUARANTINED: " + r.Quarantined
-	case r.Kind == "layer":
-		add(len(r.Snapshots), "snapshot")
-		add(len(r.Images), "image")
-	default:
-		add(len(r.UsedBy), "container")
-		add(len(r.Snapshots), "snapshot")
-	}
-	if r.Mount != nil && r.Mount.Mounted {
-		parts = append(parts, "mounted by "+r.Mount.Engine+"/"+r.Mount.Method)
-	} else if r.Mount != nil {
-		parts = append(parts, "unmounted, but the kernel still has it in use")
-	}
-	switch {
-	case len(parts) > 0:
-		return strings.Join(parts, ", ")
-	case !known:
-		return "?"
-	}
-	return "nothing: pool gc frees it"
 }
 
 // sortRecords puts images first, and each kind in order of publication.

@@ -11,6 +11,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/daxfs/containerd-daxfs/daxmem"
+	"github.com/daxfs/containerd-daxfs/internal/config"
 )
 
 func poolStatCommand() *cli.Command {
@@ -30,6 +33,8 @@ type poolStatJSON struct {
 	Epoch     uint64     `json:"owner_epoch"`
 	Owner     *ownerJSON `json:"owner"` // null: nobody has the pool open, or it is not to be seen
 	Size      int64      `json:"size"`
+	MaxSize   int64      `json:"max_size"`  // what may be in use, by pool.max_size
+	Available int64      `json:"available"` // of that
 	Allocated int64      `json:"allocated"` // of the file system
 	Bytes     struct {
 		Superblock  int64 `json:"superblock"`
@@ -69,7 +74,7 @@ func poolStat(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
+	defer shut(pool)
 	st, err := pool.Stat()
 	if err != nil {
 		return err
@@ -84,10 +89,21 @@ func poolStat(c *cli.Context) error {
 	b.Superblock, b.Catalog, b.Metadata, b.Files = st.Superblock, st.Catalog, st.Segments, st.Extents
 	b.Quarantined, b.Free = st.Quarantined, st.Free
 	b.Inflight = st.Inflight + st.Retired + st.Lost
+	res.MaxSize, res.Available = room(cfg, &st)
 	if c.Bool("json") {
 		return printJSON(c.App.Writer, res)
 	}
 	return table(c.App.Writer, res.print)
+}
+
+// room is how many bytes may be in use, and how many of them are left. The
+// pool is as large as was ever configured; it grows when the daemon starts.
+func room(cfg *config.Config, st *daxmem.Stat) (most, left int64) {
+	most = int64(cfg.Pool.MaxSize)
+	if poolOwner(st.Path) != nil {
+		most = min(most, st.Size)
+	}
+	return most, max(0, most-(st.Size-st.Free))
 }
 
 func (r *poolStatJSON) print(w io.Writer) {
@@ -95,7 +111,7 @@ func (r *poolStatJSON) print(w io.Writer) {
 	fmt.Fprintf(w, "uuid:\t%s\n", r.UUID)
 	fmt.Fprintf(w, "state:\t%s\n", r.describeState())
 	fmt.Fprintf(w, "size:\t%s, takes %s of the file system\n", size(r.Size), size(r.Allocated))
-	fmt.Fprintf(w, "free:\t%s (%s), at most %s in one piece\n", size(r.Bytes.Free), percent(r.Bytes.Free, r.Size), size(r.LargestFree))
+	fmt.Fprintf(w, "available:\t%s (%s) of at most %s\n", size(r.Available), percent(r.Available, r.MaxSize), size(r.MaxSize))
 	fmt.Fprintf(w, "records:\t%s, %s, room for %d more\n", plural(r.Layers, "layer"), plural(r.Images, "image"), r.FreeRecords)
 	fmt.Fprintf(w, "files:\t%s, as %s: %s saved by sharing\n", size(r.Logical), size(r.Stored), size(r.Saved))
 	fmt.Fprintf(w, "space:\t%s of file data in %s\n", size(r.Bytes.Files), plural(r.Extents, "extent"))

@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"io"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/sirupsen/logrus"
 
 	"github.com/daxfs/containerd-daxfs/convert"
 	"github.com/daxfs/containerd-daxfs/internal/disk"
@@ -15,6 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	logrus.SetOutput(io.Discard)
 	testscript.Main(m, map[string]func(){"daxfsctl": main})
 }
 
@@ -49,7 +52,7 @@ func cmdMkimage(ts *testscript.TestScript, _ bool, args []string) {
 	ctx := context.Background()
 	b, err := mkdaxfs.NewBuilder(f, mkdaxfs.BuildOptions{V8: len(args) > 2})
 	must(ts, err)
-	defer b.Close()
+	defer shut(b)
 	tree, err := convert.FromDir(ctx, ts.MkAbs(args[1]), b, convert.DirOptions{})
 	must(ts, err)
 	must(ts, tree.Nodes(func(n *mkdaxfs.Node) error {
@@ -107,7 +110,7 @@ func writeSample(path string) error {
 	if err != nil {
 		return err
 	}
-	defer b.Close()
+	defer shut(b)
 	file := func(content string) *mkdaxfs.Node {
 		n := &mkdaxfs.Node{Mode: disk.TypeRegular | 0o644, Size: int64(len(content)), Mtime: 1_000_000_000, MtimeNsec: 123456789}
 		n.Extent, err = b.Put(ctx, strings.NewReader(content), n.Size)

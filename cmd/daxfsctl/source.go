@@ -33,9 +33,12 @@ type source struct {
 	file   *os.File
 }
 
+// shut closes what was only looked at, which cannot fail in a way that matters.
+func shut(c io.Closer) { c.Close() }
+
 func (s *source) Close() {
 	if s.pool != nil {
-		s.pool.Close()
+		shut(s.pool)
 	}
 	if s.file != nil {
 		s.file.Close()
@@ -75,12 +78,12 @@ func openPoolImage(ctx context.Context, cfg *config.Config, spec string) (*sourc
 	}
 	rec, err := findRecord(ctx, cfg, pool, spec)
 	if err != nil {
-		pool.Close()
+		shut(pool)
 		return nil, err
 	}
 	s, err := recordSource(pool, rec)
 	if err != nil {
-		pool.Close()
+		shut(pool)
 		return nil, err
 	}
 	s.pool = pool

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -125,7 +126,7 @@ type walker struct {
 
 func (w *walker) visit(abs, rel string) error {
 	var st unix.Stat_t
-	if err := unix.Lstat(abs, &st); err == unix.ENOENT && rel != "." {
+	if err := unix.Lstat(abs, &st); errors.Is(err, unix.ENOENT) && rel != "." {
 		w.tree[rel] = Entry{}
 		return nil
 	} else if err != nil {
@@ -144,7 +145,7 @@ func (w *walker) visit(abs, rel string) error {
 	}
 	id := inode{st.Dev, st.Ino}
 	if !e.IsDir() {
-		e.Nlink = uint64(st.Nlink)
+		e.Nlink = uint64(st.Nlink) //nolint:unconvert // 32 bits on arm64
 		w.ids[rel] = id
 	}
 	switch e.Type() {
@@ -215,7 +216,7 @@ func (w *walker) sum(abs string, id inode) (string, error) {
 // itself if abs is one. File systems without any have none.
 func xattrs(abs string) (map[string]string, error) {
 	list, err := grow(func(b []byte) (int, error) { return unix.Llistxattr(abs, b) })
-	if err == unix.ENOTSUP {
+	if errors.Is(err, unix.ENOTSUP) {
 		return nil, nil
 	}
 	if err != nil {
@@ -243,7 +244,7 @@ func grow(get func([]byte) (int, error)) ([]byte, error) {
 	for size := 256; ; size *= 4 {
 		b := make([]byte, size)
 		n, err := get(b)
-		if err == unix.ERANGE && size < 1<<20 {
+		if errors.Is(err, unix.ERANGE) && size < 1<<20 {
 			continue
 		}
 		if err != nil {

@@ -158,7 +158,11 @@ func (m *maker) runStep(ctx context.Context, i int, s step, lowers []string) (_ 
 		if err := mnt.m.Mount(mnt.at); err != nil {
 			return Layer{}, "", err
 		}
-		defer mount.UnmountAll(mnt.at, 0)
+		defer func() {
+			if uerr := mount.UnmountAll(mnt.at, 0); err == nil {
+				err = uerr
+			}
+		}()
 	}
 	if err := m.chroot(ctx, dir("merged"), s.script); err != nil {
 		return Layer{}, "", err

@@ -122,10 +122,7 @@ func (c *Container) Wait(ctx context.Context) (string, error) {
 		if _, err := c.Task.Delete(ctx); err != nil {
 			return c.out.String(), err
 		}
-		if code, _, err := st.Result(); err != nil || code != 0 {
-			return c.out.String(), fmt.Errorf("exit status %d %v: %s", code, err, c.out.String())
-		}
-		return c.out.String(), nil
+		return c.out.String(), exitError(st, c.out.String())
 	case <-ctx.Done():
 		return c.out.String(), ctx.Err()
 	}
@@ -158,10 +155,19 @@ func (c *Container) Exec(ctx context.Context, args ...string) (string, error) {
 	if _, err := proc.Delete(ctx); err != nil {
 		return out.String(), err
 	}
-	if code, _, err := st.Result(); err != nil || code != 0 {
-		return out.String(), fmt.Errorf("%q: exit status %d %v: %s", args, code, err, out.String())
+	if err := exitError(st, out.String()); err != nil {
+		return out.String(), fmt.Errorf("%q: %w", args, err)
 	}
 	return out.String(), nil
+}
+
+// exitError is nil if a process ended well, and else says what it wrote.
+func exitError(st client.ExitStatus, out string) error {
+	code, _, err := st.Result()
+	if err == nil && code != 0 {
+		err = fmt.Errorf("exit status %d: %s", code, out)
+	}
+	return err
 }
 
 // Stop kills the task and keeps the container with its snapshot.

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,7 +71,7 @@ func (l *Lab) DiskBytes(path string) int64 {
 		}
 		var st unix.Stat_t
 		if err := unix.Lstat(p, &st); err != nil {
-			if err == unix.ENOENT {
+			if errors.Is(err, unix.ENOENT) {
 				return nil
 			}
 			return err

@@ -5,21 +5,17 @@ package lab
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
 
 	"github.com/daxfs/containerd-daxfs/integration/images"
 	"github.com/daxfs/containerd-daxfs/integration/lab/sweep"
@@ -42,8 +38,6 @@ type Config struct {
 	// RemapIDs declares "remap-ids", without which containerd's client copies
 	// and chowns a whole image for a container in a user namespace.
 	RemapIDs bool
-	// NoDaemon leaves our daemon and its proxy plugin out.
-	NoDaemon bool
 	// Standin takes the stand-in in our daemon's place, whatever is under test.
 	Standin bool
 	// Examples takes the configurations that the repository shows to users,
@@ -116,9 +110,7 @@ func New(t testing.TB, c Config) *Lab {
 	l.addr = addr
 
 	l.writeConfigs()
-	if !c.NoDaemon {
-		l.StartDaemon()
-	}
+	l.StartDaemon()
 	l.StartContainerd()
 	return l
 }
@@ -155,221 +147,6 @@ func (l *Lab) watch() func() {
 		in.Close()
 		cmd.Wait()
 	}
-}
-
-func (l *Lab) writeConfigs() {
-	var proxy, unpack string
-	imports := ""
-	if l.Examples {
-		l.example("containerd-config.toml.example", "snippet.toml")
-		imports = fmt.Sprintf("imports = [%q]\n", l.path("snippet.toml"))
-	} else if !l.NoDaemon {
-		var caps []string
-		if l.Rebase {
-			caps = append(caps, `"rebase"`)
-		}
-		if l.RemapIDs {
-			caps = append(caps, `"remap-ids"`)
-		}
-		proxy = fmt.Sprintf(`
-[proxy_plugins.daxfs]
-  type = "snapshot"
-  address = %q
-  capabilities = [%s]
-  [proxy_plugins.daxfs.exports]
-    root = %q
-    enable_remote_snapshot_annotations = "true"
-`, l.Socket(), strings.Join(caps, ", "), l.Root())
-		unpack = unpackConfig(Overlayfs) + unpackConfig(Daxfs)
-	} else {
-		unpack = unpackConfig(Overlayfs)
-	}
-	// No CRI, no NRI, and no /opt: nothing outside the lab's directory.
-	l.write("containerd.toml", fmt.Sprintf(`version = 3
-%sroot = %q
-state = %q
-temp = %q
-disabled_plugins = [
-  "io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri",
-  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
-  "io.containerd.podsandbox.controller.v1.podsandbox",
-  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile",
-  "io.containerd.snapshotter.v1.erofs",
-]
-[grpc]
-  address = %q
-[ttrpc]
-  address = %q
-[debug]
-  level = "debug"
-%s
-[plugins.'io.containerd.transfer.v1.local']
-  max_concurrent_unpacks = %d
-%s`,
-		imports, l.path("root"), l.path("state"), l.path("tmp"), l.path("c.sock"), l.path("c.ttrpc"),
-		proxy, max(1, l.Parallel), unpack))
-
-	if l.Examples {
-		l.example("config.toml.example", "daxfs.toml")
-		return
-	}
-	l.write("daxfs.toml", fmt.Sprintf(`root = %q
-address = %q
-log_level = "debug"
-
-[pool]
-path = %q
-max_size = %q
-
-[engine]
-order = ["erofs"]
-`, l.Root(), l.Socket(), l.PoolPath(), cmp.Or(l.PoolSize, "8GiB")))
-}
-
-func unpackConfig(snapshotter string) string {
-	return fmt.Sprintf(`
-  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-    platform = "linux"
-    snapshotter = %q
-    differ = "walking"
-`, snapshotter)
-}
-
-// example writes one of the repository's example files with the lab's paths.
-func (l *Lab) example(file, name string) {
-	b, err := os.ReadFile(filepath.Join(RepoRoot(), file))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	text := string(b)
-	for old, new := range map[string]string{
-		`"/run/containerd-daxfs/containerd-daxfs.sock"`: fmt.Sprintf("%q", l.Socket()),
-		`"/var/lib/containerd-daxfs"`:                   fmt.Sprintf("%q", l.Root()),
-	} {
-		if !strings.Contains(text, old) {
-			l.t.Fatalf("%s does not name %s", file, old)
-		}
-		text = strings.ReplaceAll(text, old, new)
-	}
-	l.write(name, text)
-}
-
-func (l *Lab) write(name, text string) {
-	if err := os.WriteFile(l.path(name), []byte(text), 0o600); err != nil {
-		l.t.Fatal(err)
-	}
-}
-
-// StartContainerd starts containerd, again after KillContainerd.
-func (l *Lab) StartContainerd() {
-	l.t.Helper()
-	l.ctrd = l.start("containerd", tool("containerd"), "--config", l.path("containerd.toml"))
-	l.waitFor(l.ctrd, func(ctx context.Context) error {
-		c, err := client.New(l.path("c.sock"), client.WithTimeout(time.Second))
-		if err != nil {
-			return err
-		}
-		if _, err := c.Version(ctx); err != nil {
-			c.Close()
-			return err
-		}
-		l.client = c
-		return nil
-	})
-}
-
-// StartDaemon starts our daemon, again after KillDaemon.
-func (l *Lab) StartDaemon() {
-	l.t.Helper()
-	binary := l.built.Daemon
-	if l.Standin {
-		binary = l.built.Standin
-	}
-	args := []string{"--config", l.path("daxfs.toml")}
-	if !l.Examples {
-		args = append(args, "--root", l.Root(), "--address", l.Socket(), "--log-level", "debug")
-	}
-	l.daemon = l.start("daemon", binary, args...)
-	l.waitFor(l.daemon, func(context.Context) error {
-		c, err := net.Dial("unix", l.Socket())
-		if err == nil {
-			c.Close()
-		}
-		return err
-	})
-	if l.client == nil {
-		return
-	}
-	// containerd's connection to a proxy that went away waits up to three
-	// seconds before it dials again, and fails all calls meanwhile. Stat and
-	// its like would not tell: containerd answers them itself.
-	l.waitFor(l.daemon, func(ctx context.Context) error {
-		ctx = namespaces.WithNamespace(ctx, filepath.Base(l.Dir)+"-probe")
-		sn := l.client.SnapshotService(Daxfs)
-		if _, err := sn.Prepare(ctx, "probe", ""); err != nil && !errdefs.IsAlreadyExists(err) {
-			return err
-		}
-		return sn.Remove(ctx, "probe")
-	})
-}
-
-// KillContainerd ends containerd with SIGKILL. Containers go on.
-func (l *Lab) KillContainerd() {
-	if l.client != nil {
-		l.client.Close()
-		l.client = nil
-	}
-	l.ctrd.kill(syscall.SIGKILL)
-}
-
-// RestartContainerd stops containerd properly and starts it again.
-func (l *Lab) RestartContainerd() {
-	l.t.Helper()
-	l.client.Close()
-	l.ctrd.kill(syscall.SIGTERM)
-	l.StartContainerd()
-}
-
-// KillDaemon ends our daemon with SIGKILL.
-func (l *Lab) KillDaemon() { l.daemon.kill(syscall.SIGKILL) }
-
-// StopDaemon ends our daemon with SIGTERM, the graceful way.
-func (l *Lab) StopDaemon() { l.daemon.kill(syscall.SIGTERM) }
-
-// DaemonPID is our daemon's process id.
-func (l *Lab) DaemonPID() int { return l.daemon.cmd.Process.Pid }
-
-// Reboot does what a crash of the machine would: everything that runs is gone
-// with its mounts and loop devices, /run is empty, the disk stays as it is.
-// Only the page cache survives that should not; daemons that forget fsync are
-// not found out this way.
-func (l *Lab) Reboot() {
-	l.t.Helper()
-	l.KillContainerd()
-	if l.daemon != nil {
-		l.KillDaemon()
-	}
-	for _, f := range []func(string) error{sweep.Processes, sweep.Mounts, sweep.Loops} {
-		if err := f(l.Dir); err != nil {
-			l.t.Fatal(err)
-		}
-	}
-	sweep.ShimSockets(l.Dir)
-	for _, d := range []string{"state", "runc", "fifo", "tmp"} {
-		if err := os.RemoveAll(l.path(d)); err != nil {
-			l.t.Fatal(err)
-		}
-	}
-	for _, d := range []string{"fifo", "tmp"} {
-		if err := os.Mkdir(l.path(d), 0o711); err != nil {
-			l.t.Fatal(err)
-		}
-	}
-	if !l.NoDaemon {
-		l.StartDaemon()
-	}
-	l.StartContainerd()
 }
 
 // Client returns containerd's client. It is another one after a restart.

@@ -79,16 +79,6 @@ func (p *process) kill(sig syscall.Signal) {
 	}
 }
 
-// running reports whether the process has not ended.
-func (p *process) running() bool {
-	select {
-	case <-p.done:
-		return false
-	default:
-		return true
-	}
-}
-
 // showLog puts the end of the process's log, without containerd's debug chatter,
 // into the test's.
 func (p *process) showLog(t testing.TB) {

@@ -33,7 +33,9 @@ func layer(t *testing.T, lines ...string) io.Reader {
 		if err := tw.WriteHeader(h); err != nil {
 			t.Fatal(err)
 		}
-		io.WriteString(tw, content)
+		if _, err := io.WriteString(tw, content); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := tw.Close(); err != nil {
 		t.Fatal(err)

@@ -63,9 +63,9 @@ func (r *Registry) Serve() (addr string, stop func(), err error) {
 		return "", nil, err
 	}
 	s := &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second}
-	go s.Serve(l)
+	go func() { _ = s.Serve(l) }() // ends with Close
 	// Clients take plain HTTP for granted only on loopback names.
-	return l.Addr().String(), func() { s.Close() }, nil
+	return l.Addr().String(), func() { _ = s.Close() }, nil
 }
 
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -132,7 +132,7 @@ func (r *Registry) manifest(w http.ResponseWriter, req *http.Request, dir, ref s
 	w.Header().Set("Docker-Content-Digest", d.String())
 	w.Header().Set("Content-Length", fmt.Sprint(len(b)))
 	if req.Method == http.MethodGet {
-		w.Write(b)
+		_, _ = w.Write(b)
 	}
 }
 
@@ -187,7 +187,7 @@ func blobPath(dir string, d digest.Digest) string {
 func fail(w http.ResponseWriter, status int, code, message string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(map[string]any{
+	_ = json.NewEncoder(w).Encode(map[string]any{
 		"errors": []map[string]string{{"code": code, "message": message}},
 	})
 }

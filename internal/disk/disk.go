@@ -60,6 +60,8 @@ const (
 const (
 	CompatErofs = 1 << 0 // an EROFS view of the same files is present
 	CompatPool  = 1 << 1 // file data is shared with other images of a pool
+
+	CompatKnown = CompatErofs | CompatPool
 )
 
 // ErrCorrupt is wrapped by every error about bytes that break the format.

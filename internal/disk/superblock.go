@@ -65,11 +65,9 @@ type Superblock struct {
 	DataSize     uint64
 }
 
-const (
-	superFrameSize  = 112
-	superNativeSize = 272
-	superChecksum   = 112
-)
+// SuperblockCRC is the offset of the native checksum: right behind the frame
+// that v8 and native share.
+const SuperblockCRC = 112
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -109,13 +107,14 @@ func (sb *Superblock) Encode(b []byte) {
 	copy(b[224:256], sb.MetaDigest[:])
 	le.PutUint64(b[256:], sb.Entries)
 	le.PutUint64(b[264:], sb.DataSize)
-	le.PutUint32(b[superChecksum:], superCRC(b))
+	le.PutUint32(b[SuperblockCRC:], SuperblockChecksum(b))
 }
 
-func superCRC(b []byte) uint32 {
-	c := crc32.Update(0, castagnoli, b[:superChecksum])
+// SuperblockChecksum computes the checksum of a native superblock's bytes.
+func SuperblockChecksum(b []byte) uint32 {
+	c := crc32.Update(0, castagnoli, b[:SuperblockCRC])
 	c = crc32.Update(c, castagnoli, []byte{0, 0, 0, 0})
-	return crc32.Update(c, castagnoli, b[superChecksum+4:SuperblockSize])
+	return crc32.Update(c, castagnoli, b[SuperblockCRC+4:SuperblockSize])
 }
 
 // DecodeSuperblock reads a superblock from b, SuperblockSize bytes or more. It
@@ -150,7 +149,7 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 		return nil, fmt.Errorf("read superblock: version %#x, want %#x or %#x: %w",
 			sb.Version, VersionV8, VersionNative, ErrUnsupported)
 	}
-	if got, want := le.Uint32(b[superChecksum:]), superCRC(b); got != want {
+	if got, want := le.Uint32(b[SuperblockCRC:]), SuperblockChecksum(b); got != want {
 		return nil, Corruptf("read superblock: checksum %#08x, want %#08x", got, want)
 	}
 	sb.Incompat = le.Uint64(b[120:])

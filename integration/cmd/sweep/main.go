@@ -19,7 +19,7 @@ import (
 func main() {
 	// Ctrl-C goes to the whole process group; the cleaning starts after it.
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
-	io.Copy(io.Discard, os.Stdin)
+	_, _ = io.Copy(io.Discard, os.Stdin)
 	dir := os.Getenv("LAB_DIR")
 	if dir == "" {
 		fmt.Fprintln(os.Stderr, "sweep: LAB_DIR is not set")

@@ -49,7 +49,7 @@ func Processes(dir string) error {
 			return nil
 		}
 		for _, pid := range pids {
-			unix.Kill(pid, unix.SIGKILL)
+			_ = unix.Kill(pid, unix.SIGKILL) // gone already is fine
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -197,7 +197,7 @@ func Mounts(dir string) error {
 		}
 		for i := len(points) - 1; i >= 0; i-- {
 			if unix.Unmount(points[i], unix.UMOUNT_NOFOLLOW) != nil {
-				unix.Unmount(points[i], unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+				_ = unix.Unmount(points[i], unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
 			}
 		}
 	}
@@ -257,7 +257,7 @@ func cgroups(name string) {
 		roots, _ := filepath.Glob(pattern)
 		for _, root := range roots {
 			var dirs []string
-			filepath.WalkDir(root, func(p string, d os.DirEntry, err error) error {
+			_ = filepath.WalkDir(root, func(p string, d os.DirEntry, err error) error {
 				if err == nil && d.IsDir() {
 					dirs = append(dirs, p)
 				}

@@ -1,0 +1,112 @@
+package lab
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// writeConfigs writes containerd's configuration and our daemon's.
+func (l *Lab) writeConfigs() {
+	var proxy, unpack string
+	imports := ""
+	if l.Examples {
+		l.example("containerd-config.toml.example", "snippet.toml")
+		imports = fmt.Sprintf("imports = [%q]\n", l.path("snippet.toml"))
+	} else {
+		var caps []string
+		if l.Rebase {
+			caps = append(caps, `"rebase"`)
+		}
+		if l.RemapIDs {
+			caps = append(caps, `"remap-ids"`)
+		}
+		proxy = fmt.Sprintf(`
+[proxy_plugins.daxfs]
+  type = "snapshot"
+  address = %q
+  capabilities = [%s]
+  [proxy_plugins.daxfs.exports]
+    root = %q
+    enable_remote_snapshot_annotations = "true"
+`, l.Socket(), strings.Join(caps, ", "), l.Root())
+		unpack = unpackConfig(Overlayfs) + unpackConfig(Daxfs)
+	}
+	// No CRI, no NRI, and no /opt: nothing outside the lab's directory.
+	l.write("containerd.toml", fmt.Sprintf(`version = 3
+%sroot = %q
+state = %q
+temp = %q
+disabled_plugins = [
+  "io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri",
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+  "io.containerd.podsandbox.controller.v1.podsandbox",
+  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile",
+  "io.containerd.snapshotter.v1.erofs",
+]
+[grpc]
+  address = %q
+[ttrpc]
+  address = %q
+[debug]
+  level = "debug"
+%s
+[plugins.'io.containerd.transfer.v1.local']
+  max_concurrent_unpacks = %d
+%s`,
+		imports, l.path("root"), l.path("state"), l.path("tmp"), l.path("c.sock"), l.path("c.ttrpc"),
+		proxy, max(1, l.Parallel), unpack))
+
+	if l.Examples {
+		l.example("config.toml.example", "daxfs.toml")
+		return
+	}
+	l.write("daxfs.toml", fmt.Sprintf(`root = %q
+address = %q
+log_level = "debug"
+
+[pool]
+path = %q
+max_size = %q
+
+[engine]
+order = ["erofs"]
+`, l.Root(), l.Socket(), l.PoolPath(), cmp.Or(l.PoolSize, "8GiB")))
+}
+
+func unpackConfig(snapshotter string) string {
+	return fmt.Sprintf(`
+  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+    platform = "linux"
+    snapshotter = %q
+    differ = "walking"
+`, snapshotter)
+}
+
+// example writes one of the repository's example files with the lab's paths.
+func (l *Lab) example(file, name string) {
+	b, err := os.ReadFile(filepath.Join(RepoRoot(), file))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	text := string(b)
+	for old, new := range map[string]string{
+		`"/run/containerd-daxfs/containerd-daxfs.sock"`: fmt.Sprintf("%q", l.Socket()),
+		`"/var/lib/containerd-daxfs"`:                   fmt.Sprintf("%q", l.Root()),
+	} {
+		if !strings.Contains(text, old) {
+			l.t.Fatalf("%s does not name %s", file, old)
+		}
+		text = strings.ReplaceAll(text, old, new)
+	}
+	l.write(name, text)
+}
+
+func (l *Lab) write(name, text string) {
+	if err := os.WriteFile(l.path(name), []byte(text), 0o600); err != nil {
+		l.t.Fatal(err)
+	}
+}
