@@ -14,14 +14,14 @@ build:
 test:
 	script/setup.sh
 	go vet ./...
-	DAXFS_TEST_REQUIRE=root,containerd,tools go test -timeout 25m ./...
+	DAXFS_TEST_REQUIRE=root,containerd,tools script/with-cgroups.sh go test -timeout 25m ./...
 
 demo:
-	script/demo.sh
+	script/with-cgroups.sh script/demo.sh
 
 bench:
 	script/setup.sh
-	script/bench.sh
+	script/with-cgroups.sh script/bench.sh
 
 # Each fuzz target for FUZZTIME; the seeds run with every test anyway.
 FUZZTIME ?= 10s

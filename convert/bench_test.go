@@ -118,7 +118,8 @@ func indexes(tb testing.TB, layers []*mkdaxfs.Tree) (images [][]byte) {
 	return images
 }
 
-// flatten is what the snapshotter does for the first container of a chain.
+// flatten is what the snapshotter does for the first container of a chain, the
+// check before publication included, but for decoding layers in parallel.
 func flatten(tb testing.TB, images [][]byte) (entries uint64, meta int64) {
 	tb.Helper()
 	var layers []*mkdaxfs.Tree
@@ -141,7 +142,12 @@ func flatten(tb testing.TB, images [][]byte) (entries uint64, meta int64) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if _, _, err := l.Emit(mkdaxfs.Place{Super: 0, Meta: disk.BlockSize, End: region}); err != nil {
+	at := mkdaxfs.Place{Super: 0, Meta: disk.BlockSize, End: region}
+	super, body, err := l.Emit(at)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := l.Verify(super, body, at); err != nil {
 		tb.Fatal(err)
 	}
 	return l.Entries(), l.MetaSize()

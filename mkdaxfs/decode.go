@@ -12,7 +12,15 @@ import (
 // is the region offset of the superblock; the tree's extents are region
 // offsets. The extents of a layer index carry their digests.
 func (img *Image) Tree(origin int64) (*Tree, error) {
-	d := decoder{img: img, origin: origin, xattrs: make(map[uint64][]disk.Xattr)}
+	d, err := newDecoder(img, origin)
+	if err != nil {
+		return nil, err
+	}
+	return d.tree()
+}
+
+func newDecoder(img *Image, origin int64) (*decoder, error) {
+	d := &decoder{img: img, origin: origin, xattrs: make(map[uint64][]disk.Xattr)}
 	if img.IsLayer() {
 		extents, err := img.Extents()
 		if err != nil {
@@ -23,7 +31,7 @@ func (img *Image) Tree(origin int64) (*Tree, error) {
 			d.extents[e.Offset] = e
 		}
 	}
-	return d.tree()
+	return d, nil
 }
 
 type decoder struct {

@@ -1,9 +1,31 @@
 #!/usr/bin/env bash
 # Runs a command where cgroups are mounted, which runc insists on. Where they
 # are not (a machine without systemd), the command gets a mount namespace of its
-# own with them, so that the machine stays as it is.
+# own that has them, so that the machine stays as it is.
 set -euo pipefail
-if grep -q ' - cgroup2\? ' /proc/self/mountinfo || [ "$(id -u)" != 0 ]; then
-	exec "$@"
+
+if [ "${1-}" != --mount ]; then
+	if grep -q ' - cgroup2\? ' /proc/self/mountinfo || [ "$(id -u)" != 0 ]; then
+		exec "$@"
+	fi
+	exec unshare --mount "$0" --mount "$@"
 fi
-exec unshare --mount sh -ec 'mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec "$@"' sh "$@"
+shift
+
+# Controllers that a version 1 hierarchy has taken are not to be had in version
+# 2: then all is mounted as distributions did in their "hybrid" time.
+root=/sys/fs/cgroup
+taken=$(awk '!/^#/ && $2 > 0 { h[$2] = h[$2] ? h[$2] "," $1 : $1 } END { for (i in h) print h[i] }' /proc/cgroups)
+if [ -z "$taken" ]; then
+	mount -t cgroup2 cgroup2 $root
+else
+	mount -t tmpfs -o mode=755 cgroup $root
+	for controllers in $taken; do
+		mkdir "$root/$controllers"
+		mount -t cgroup -o "$controllers" cgroup "$root/$controllers"
+	done
+	mkdir $root/systemd $root/unified
+	mount -t cgroup -o none,name=systemd systemd $root/systemd
+	mount -t cgroup2 cgroup2 $root/unified
+fi
+exec "$@"

@@ -75,10 +75,15 @@ func (im *images) flatten(ctx context.Context, c chain) (*daxmem.Record, func(),
 	return im.pool.Pin(daxmem.KindImage, k)
 }
 
-// emit writes a layout as a segment of the pool at off.
+// emit writes a layout as a segment of the pool at off, and proves it: no
+// kernel and no later daemon gets bytes that were not checked.
 func emit(l *mkdaxfs.Layout, pool *daxmem.Pool, off int64) ([]byte, error) {
-	super, meta, err := l.Emit(mkdaxfs.Place{Super: off, Meta: off + disk.BlockSize, End: pool.Size()})
+	at := mkdaxfs.Place{Super: off, Meta: off + disk.BlockSize, End: pool.Size()}
+	super, meta, err := l.Emit(at)
 	if err != nil {
+		return nil, err
+	}
+	if err := l.Verify(super, meta, at); err != nil {
 		return nil, err
 	}
 	return append(super, meta...), nil

@@ -55,7 +55,7 @@ func (img *image) pinned(unpin func()) {
 	}
 }
 
-// mountRecord is what is written to images/KEY.json.
+// mountRecord is what is written to images/KEY/mount.json.
 type mountRecord struct {
 	engine.Mount
 	Pool   string `json:"pool"`   // UUID
@@ -67,8 +67,12 @@ func newImages(dir string, pool *daxmem.Pool, e engine.Engine) *images {
 	return &images{dir: dir, pool: pool, engine: e, byKey: make(map[key]*image)}
 }
 
-func (im *images) target(k key) string { return filepath.Join(im.dir, k.String()) }
-func (im *images) record(k key) string { return im.target(k) + ".json" }
+// Each image has a directory of its own with the mount point and its record:
+// containerd clones the directory above a lower directory, with all mounts in
+// it, for a container with mapped ids (core/mount, prepareIDMappedOverlay).
+func (im *images) home(k key) string   { return filepath.Join(im.dir, k.String()) }
+func (im *images) target(k key) string { return filepath.Join(im.home(k), "fs") }
+func (im *images) record(k key) string { return filepath.Join(im.home(k), "mount.json") }
 
 // get returns the entry of an image, locked.
 func (im *images) get(k key) *image {
@@ -169,6 +173,9 @@ func (im *images) save(img *image) error {
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(im.home(img.key), 0o700); err != nil {
+		return fmt.Errorf("write mount record: %w", err)
+	}
 	if err := continuity.AtomicWriteFile(path, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write mount record: %w", err)
 	}
@@ -227,7 +234,9 @@ func (im *images) forget(img *image) {
 		img.unpin()
 		img.unpin = nil
 	}
-	os.Remove(img.target) // an empty directory, or not there
+	// Empty directories, or not there. What is in the way is left alone.
+	os.Remove(img.target)
+	os.Remove(im.home(img.key))
 	im.mu.Lock()
 	if im.byKey[img.key] == img {
 		delete(im.byKey, img.key)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
@@ -102,19 +101,20 @@ type Held struct {
 // points below root. It changes nothing. The error is about records that
 // cannot be read; the others are returned all the same.
 func HeldImages(root string) ([]Held, error) {
-	dir := filepath.Join(root, "images")
-	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	im := newImages(filepath.Join(root, "images"), nil, nil)
+	homes, err := filepath.Glob(filepath.Join(im.dir, "*"))
 	if err != nil {
 		return nil, err
 	}
 	boot := bootID()
 	var out []Held
 	var errs []error
-	for _, file := range files {
-		k, err := parseKey(strings.TrimSuffix(filepath.Base(file), ".json"))
+	for _, home := range homes {
+		k, err := parseKey(filepath.Base(home))
 		if err != nil {
-			continue // not a record
+			continue // not an image
 		}
+		file := im.record(k)
 		var records []*mountRecord
 		b, err := os.ReadFile(file)
 		if errors.Is(err, os.ErrNotExist) {
@@ -132,7 +132,7 @@ func HeldImages(root string) ([]Held, error) {
 				continue
 			}
 			// The record of what is mounted comes first.
-			out = append(out, Held{k, rec.Mount, rec.Offset, i == 0 && isMounted(filepath.Join(dir, k.String()))})
+			out = append(out, Held{k, rec.Mount, rec.Offset, i == 0 && isMounted(im.target(k))})
 		}
 	}
 	return out, errors.Join(errs...)

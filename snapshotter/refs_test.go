@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
@@ -86,6 +87,32 @@ func TestFindRefsAgreesWithLive(t *testing.T) {
 	}
 }
 
+// A walk over no snapshots finds none; it is no error.
+func TestWalkOfNothing(t *testing.T) {
+	ctx := context.Background()
+	ms, err := openMetadata(ctx, filepath.Join(t.TempDir(), "metadata.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Snapshotter{ms: ms}
+	t.Cleanup(func() { _ = s.Close() })
+	if err := s.Walk(ctx, func(context.Context, snapshots.Info) error { return nil }); err != nil {
+		t.Error(err)
+	}
+	if err := ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		_, err := storage.CreateSnapshot(ctx, snapshots.KindActive, "one", "")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Walk(ctx, func(context.Context, snapshots.Info) error { return errdefs.ErrNotFound }); !errdefs.IsNotFound(err) {
+		t.Errorf("an error of the function: %v", err)
+	}
+	if err := s.Walk(ctx, func(context.Context, snapshots.Info) error { return nil }, "!"); err == nil {
+		t.Error("a bad filter was taken")
+	}
+}
+
 func TestHeldImages(t *testing.T) {
 	root := t.TempDir()
 	if held, err := HeldImages(root); err != nil || len(held) != 0 {
@@ -111,6 +138,9 @@ func TestHeldImages(t *testing.T) {
 	held, err := HeldImages(root)
 	if err != nil || len(held) != 1 || held[0].Key != (key{1}) || held[0].Method != "m" || held[0].Offset != 7 || held[0].Mounted {
 		t.Errorf("%+v, %v", held, err)
+	}
+	if err := os.Mkdir(im.home(key{4}), 0o700); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.WriteFile(im.record(key{4}), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)

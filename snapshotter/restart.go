@@ -76,14 +76,10 @@ func (im *images) adopt(ctx context.Context, users map[key][]string) error {
 	if err != nil {
 		return fmt.Errorf("read mount points: %w", err)
 	}
-	names := make(map[string]struct{})
 	for _, e := range entries {
-		names[strings.TrimSuffix(e.Name(), ".json")] = struct{}{}
-	}
-	for name := range names {
-		k, err := parseKey(name)
+		k, err := parseKey(e.Name())
 		if err != nil {
-			log.G(ctx).WithField("name", name).Warn("unknown file among the mount points, left alone")
+			log.G(ctx).WithField("name", e.Name()).Warn("unknown file among the mount points, left alone")
 			continue
 		}
 		img := im.get(k)

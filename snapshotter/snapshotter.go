@@ -207,12 +207,20 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 
 // Walk calls fn for every snapshot that matches one of the filters.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
-	return s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+	called := false
+	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+			called = true
 			s.describe(ctx, &info)
 			return fn(ctx, info)
 		}, filters...)
 	})
+	// Before the first snapshot there is no bucket. The service sends errors of
+	// Walk without their class, so a client could not tell.
+	if !called && errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // describe adds the labels that tell how a snapshot's image is mounted.

@@ -29,7 +29,7 @@ import (
 const callWait = time.Minute
 
 // errNoDaemon says that nobody serves on the socket.
-var errNoDaemon = fmt.Errorf("the daemon does not run: %w", errdefs.ErrUnavailable)
+var errNoDaemon = fmt.Errorf("no daemon serves there: %w", errdefs.ErrUnavailable)
 
 // connect returns the daemon's snapshots service. errNoDaemon is wrapped when
 // there is no socket or nobody behind it.

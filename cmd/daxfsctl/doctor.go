@@ -78,10 +78,12 @@ func runDoctor(c *cli.Context) error {
 		d.add("config", ok, "root "+d.cfg.Root+", pool "+d.cfg.Pool.Path, "")
 	}
 	d.kernel()
-	d.engines()
-	d.directories()
-	d.pool()
-	d.daemon()
+	if os.Geteuid() == 0 { // kernel has said that the rest needs it
+		d.engines()
+		d.directories()
+		d.pool()
+		d.daemon()
+	}
 	d.containerd()
 
 	failed, warned := 0, 0

@@ -17,7 +17,7 @@ func (d *doctor) kernel() {
 	if uid := os.Geteuid(); uid == 0 {
 		d.add("root", ok, "runs as root", "")
 	} else {
-		d.add("root", fail, fmt.Sprintf("runs as uid %d: most checks need root", uid), "run daxfsctl doctor as root")
+		d.add("root", fail, fmt.Sprintf("runs as uid %d: engines, directories, pool and daemon are not looked at", uid), "run daxfsctl doctor as root")
 	}
 	release := kernelRelease()
 	if kernelAtLeast(release, 5, 19) {

@@ -209,6 +209,29 @@ func TestPoolCheckLostLayers(t *testing.T) {
 	s.good("pool", "check")
 }
 
+// A daemon that has never had a snapshot.
+func TestPoolEmpty(t *testing.T) {
+	s := bareSite(t)
+	for range 2 {
+		var ls poolLsJSON
+		s.json(0, &ls, "pool", "ls")
+		if ls.From != "metadata" || ls.Error != "" || len(ls.Records) != 0 {
+			t.Errorf("%+v", ls)
+		}
+		s.good("pool", "check")
+		s.good("pool", "gc")
+		s.open()
+		s.serve()
+		s.json(0, &ls, "pool", "ls")
+		if ls.From != "daemon" || ls.Error != "" || len(ls.Records) != 0 {
+			t.Errorf("%+v", ls)
+		}
+		s.good("pool", "check")
+		s.good("pool", "gc")
+		s.close()
+	}
+}
+
 // snapshotsOf asks pool ls for the snapshots of a record.
 func (s *site) snapshotsOf(r *daxmem.Record) []string {
 	var ls poolLsJSON

@@ -47,6 +47,16 @@ func (noEngine) Mount(_ context.Context, _ engine.Source, target string) (*engin
 // be put on them with run.
 func newSite(t *testing.T) *site {
 	t.Helper()
+	s := bareSite(t)
+	s.open()
+	base := s.layer("", map[string]string{"bin/tool": "tool", "etc/conf": "one", "shared": strings.Repeat("x", 10000)})
+	s.layer(base, map[string]string{"app/main": "main", "app/shared": strings.Repeat("x", 10000)})
+	return s
+}
+
+// bareSite makes a site with an empty pool whose daemon has stopped.
+func bareSite(t *testing.T) *site {
+	t.Helper()
 	testutil.Root(t) // the snapshotter gives directories their owners
 	// A socket's path is short, t.TempDir's is not.
 	dir, err := os.MkdirTemp("", "dxctl")
@@ -59,8 +69,7 @@ func newSite(t *testing.T) *site {
 		os.RemoveAll(dir)
 	})
 	s.open()
-	base := s.layer("", map[string]string{"bin/tool": "tool", "etc/conf": "one", "shared": strings.Repeat("x", 10000)})
-	s.layer(base, map[string]string{"app/main": "main", "app/shared": strings.Repeat("x", 10000)})
+	s.close()
 	return s
 }
 

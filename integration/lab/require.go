@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,9 @@ const DaemonEnv = "DAXFS_TEST_DAEMON"
 func Require(t testing.TB) {
 	t.Helper()
 	testutil.Root(t)
+	if b, err := os.ReadFile("/proc/self/mountinfo"); err == nil && !bytes.Contains(b, []byte(" - cgroup")) {
+		testutil.Missing(t, "containerd", "no cgroups are mounted, which runc needs; run script/with-cgroups.sh go test …")
+	}
 	for _, name := range []string{"containerd", "ctr", "containerd-shim-runc-v2", "runc"} {
 		if _, err := os.Stat(tool(name)); err != nil {
 			testutil.Missing(t, "containerd", "%s is not in .cache/bin; run script/setup.sh", name)
