@@ -60,7 +60,7 @@ func TestFromDir(t *testing.T) {
 	must(t, os.Chdir(wd))
 	must(t, err)
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	l.Close()
+	must(t, l.Close())
 	sparse, err := os.Create(root + "/sparse")
 	must(t, err)
 	must(t, sparse.Truncate(3<<20))
@@ -135,7 +135,7 @@ func TestFromDirErrors(t *testing.T) {
 	testutil.Root(t)
 	must(t, os.Mkdir(root+"/d/mnt", 0o755))
 	must(t, unix.Mount("tmpfs", root+"/d/mnt", "tmpfs", 0, "size=64k"))
-	defer unix.Unmount(root+"/d/mnt", 0)
+	defer func() { must(t, unix.Unmount(root+"/d/mnt", 0)) }()
 	if _, err := FromDir(ctx, root, new(memStore), DirOptions{}); err == nil || !strings.HasPrefix(err.Error(), `"d/mnt": on another file system`) {
 		t.Errorf("mount inside: %v", err)
 	}
@@ -218,7 +218,7 @@ func newOverlay(t *testing.T) *overlay {
 	for _, d := range []string{o.lower, o.upper, o.merged, base + "/work"} {
 		must(t, os.Mkdir(d, 0o755))
 	}
-	t.Cleanup(func() { unix.Unmount(o.merged, unix.MNT_DETACH) })
+	t.Cleanup(func() { _ = unix.Unmount(o.merged, unix.MNT_DETACH) })
 	return o
 }
 

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"sort"
@@ -27,7 +28,7 @@ func (s *memStore) Put(_ context.Context, r io.Reader, size int64) (mkdaxfs.Exte
 	var buf bytes.Buffer
 	// A claimed size is not believed before the bytes are there.
 	if n, err := io.CopyN(&buf, r, size); err != nil {
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		return mkdaxfs.Extent{}, fmt.Errorf("%d bytes, want %d: %w", n, size, err)

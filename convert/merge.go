@@ -35,7 +35,6 @@ func Merge(layers []*mkdaxfs.Tree) (*mkdaxfs.Tree, error) {
 type merger struct {
 	layers []*mkdaxfs.Tree // lowest first
 	slab   []mkdaxfs.Node
-	kids   []mkdaxfs.Child
 }
 
 // source is a directory of one layer.

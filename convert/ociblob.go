@@ -29,7 +29,7 @@ func (l *layout) json(what string, d ocispec.Descriptor, v any) error {
 	if err != nil {
 		return fail(err)
 	}
-	defer blob.Close()
+	defer blob.close()
 	b, err := io.ReadAll(blob)
 	if err != nil {
 		return fail(err)
@@ -102,7 +102,7 @@ func openBlob(dir string, d ocispec.Descriptor) (*blob, error) {
 	return b, nil
 }
 
-func (b *blob) Close() error { return b.f.Close() }
+func (b *blob) close() { b.f.Close() }
 
 // verify compares the digest; the blob must have been read to its end.
 func (b *blob) verify() error {
@@ -117,7 +117,7 @@ func verifyBlob(dir string, d ocispec.Descriptor) error {
 	if err != nil {
 		return err
 	}
-	defer b.Close()
+	defer b.close()
 	if _, err := io.Copy(io.Discard, b); err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func (img *OCIImage) LayerTree(ctx context.Context, i int, store Store, opts Tar
 	if err != nil {
 		return fail(err)
 	}
-	defer b.Close()
+	defer b.close()
 	var r io.Reader = b
 	if read != nil {
 		r = &counter{b, read}

@@ -28,7 +28,7 @@ func FromStream(ctx context.Context, blob io.Reader, diff hash.Hash, store Store
 	if name := otherCompression(magic); name != "" {
 		return nil, nil, fmt.Errorf("archive is compressed with %s, want gzip, zstd or none: %w", name, errdefs.ErrNotImplemented)
 	}
-	var source io.ReadCloser = io.NopCloser(head)
+	source := io.NopCloser(head)
 	if compression.DetectCompression(magic) != compression.Uncompressed {
 		d, err := compression.DecompressStream(head)
 		if err != nil {

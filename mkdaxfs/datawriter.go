@@ -89,7 +89,7 @@ func (w *dataWriter) begin(size int64) int64 {
 		w.top = max(w.top, w.end)
 	}
 	if w.at+int64(len(w.buf)) != off {
-		w.submit()
+		_ = w.submit() // kept in w.err
 		w.at = off
 	}
 	return off
@@ -222,7 +222,7 @@ func (w *dataWriter) copy(ctx context.Context, r io.Reader, size int64, h io.Wri
 // readError is for a source that ended or failed after got of size bytes.
 func readError(err error, got, size int64) error {
 	// Only the reader's own end, not one that it wraps.
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
+	if err == io.EOF || err == io.ErrUnexpectedEOF { //nolint:errorlint // as the comment says
 		return fmt.Errorf("read file data: %d bytes, want %d: %w", got, size, io.ErrUnexpectedEOF)
 	}
 	return fmt.Errorf("read file data: %w", err)

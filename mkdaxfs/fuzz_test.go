@@ -268,7 +268,7 @@ func FuzzReader(f *testing.F) {
 				_, _ = fsys.Stat(p)
 				if fl, err := fsys.Open(p); err == nil {
 					_, _ = io.CopyN(io.Discard, fl, 1<<16)
-					fl.Close()
+					_ = fl.Close()
 				}
 				if fi.IsDir() {
 					list, _ := fsys.ReadDir(p)

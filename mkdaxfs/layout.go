@@ -33,7 +33,7 @@ type Layout struct {
 	xattrs  xattrArea
 	extents []disk.Extent // layer index: distinct, sorted by digest; Offset is an address in the region
 
-	xattrOff, inodeOff, extentOff, layerOff, metaSize uint64
+	inodeOff, extentOff, layerOff, metaSize uint64
 
 	erofs erofsLayout
 }

@@ -229,7 +229,7 @@ func TestTooLarge(t *testing.T) {
 		if _, err := b.Put(t.Context(), &mostlyZeros{1 << 62, ""}, 1<<62); err == nil || !strings.Contains(err.Error(), "file of 4611686018427387904 bytes") {
 			t.Errorf("share %v: %v", share, err)
 		}
-		b.Close()
+		_ = b.Close()
 	}
 }
 
@@ -262,15 +262,7 @@ func TestLongPaths(t *testing.T) {
 		}
 	}
 	at := mountErofs(t, f.Name())
-	wd, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The mount point would make them too long.
-	if err := os.Chdir(at); err != nil {
-		t.Fatal(err)
-	}
-	defer os.Chdir(wd)
+	t.Chdir(at) // the mount point would make them too long
 	for _, p := range []string{long, deep} {
 		if b, err := os.ReadFile(p); err != nil || string(b) != "found" {
 			t.Errorf("the kernel: path of %d bytes: %q, %v", len(p), b, err)
@@ -283,7 +275,7 @@ func readFS(img *mkdaxfs.Image, p string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	return io.ReadAll(f)
 }
 

@@ -32,7 +32,7 @@ func build(t testing.TB, opts mkdaxfs.BuildOptions, make func(b *mkdaxfs.Builder
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
+	defer func() { _ = b.Close() }()
 	tree := make(b)
 	stats, err := b.Finish(context.Background(), tree)
 	if err != nil {
@@ -236,7 +236,7 @@ func erofsLines(t *testing.T, r io.ReaderAt) []line {
 				t.Fatalf("go-erofs: open %q: %v", p, err)
 			}
 			content = hashReader(t, f)
-			f.Close()
+			_ = f.Close()
 		}
 		var xs []disk.Xattr
 		for k, v := range st.Xattrs {

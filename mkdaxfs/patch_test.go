@@ -197,6 +197,6 @@ func buildTo(t testing.TB, f *os.File, opts mkdaxfs.BuildOptions, tree func(b *m
 	if err != nil {
 		return nil, err
 	}
-	defer b.Close()
+	defer func() { _ = b.Close() }()
 	return b.Finish(context.Background(), tree(b))
 }

@@ -40,7 +40,13 @@ func (s *Snapshotter) activeChains(ctx context.Context) (map[key][]string, error
 	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
 			if info.Kind == snapshots.KindCommitted {
-				if _, err := layerOf(info); err != nil {
+				k, err := layerOf(info)
+				if err == nil {
+					if _, err = s.pool.Layer(k); errdefs.IsNotFound(err) {
+						err = fmt.Errorf("layer %s: %w", k, ErrLayerLost)
+					}
+				}
+				if err != nil {
 					log.G(ctx).WithError(err).WithField("key", info.Name).Error("snapshot is damaged and put aside")
 				}
 				return nil

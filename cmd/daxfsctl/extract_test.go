@@ -22,7 +22,7 @@ func ctl(args ...string) (out, errOut string, code int) {
 func sampleImage(t *testing.T) string {
 	t.Helper()
 	img := filepath.Join(t.TempDir(), "s.img")
-	if err := writeSample(img); err != nil {
+	if err := writeSample(img, false); err != nil {
 		t.Fatal(err)
 	}
 	return img

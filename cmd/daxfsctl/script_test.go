@@ -66,7 +66,7 @@ func cmdMkimage(ts *testscript.TestScript, _ bool, args []string) {
 
 // cmdSample is `sample FILE`: an image of sampleTree.
 func cmdSample(ts *testscript.TestScript, _ bool, args []string) {
-	must(ts, writeSample(ts.MkAbs(args[0])))
+	must(ts, writeSample(ts.MkAbs(args[0]), false))
 }
 
 // cmdFlip is `flip FILE OFFSET`: inverts a byte, from the end if negative.
@@ -99,14 +99,14 @@ func flip(path string, off int64) error {
 }
 
 // writeSample writes an image with everything that is hard to show.
-func writeSample(path string) error {
+func writeSample(path string, v8 bool) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	ctx := context.Background()
-	b, err := mkdaxfs.NewBuilder(f, mkdaxfs.BuildOptions{})
+	b, err := mkdaxfs.NewBuilder(f, mkdaxfs.BuildOptions{V8: v8})
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,11 @@ type item struct {
 	first string
 }
 
+// maxPath bounds the paths of a walk. Those of sound images are shorter than
+// the kernel's PATH_MAX; a damaged or hostile one can nest directories until
+// their paths fill the memory.
+const maxPath = 64 << 10
+
 // walker visits names below a directory, parents before children, in order of
 // names. Of a damaged image it shows what can be read.
 type walker struct {
@@ -45,6 +50,10 @@ func (w *walker) visit(p string, in *disk.Inode) error {
 		return err
 	}
 	if !isDir {
+		return nil
+	}
+	if len(p) > maxPath {
+		w.bad(p[:256], disk.Corruptf("directory %d: path of more than %d bytes", in.Ino, maxPath))
 		return nil
 	}
 	list, err := w.src.Dir(in)

@@ -42,10 +42,15 @@ func runBuild(ctx context.Context, cfg *config, std streams) error {
 		return err
 	}
 	defer out.discard()
-	done := make(chan error, 1)
-	go func() { done <- build(ctx, cfg, std, out, res) }()
+	var failed error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		failed = build(ctx, cfg, std, out, res)
+	}()
 	select {
-	case err = <-done:
+	case <-done:
+		err = failed
 	case <-ctx.Done():
 		// The build ends by itself, unless it waits for standard input; then
 		// it ends with the program.
@@ -76,7 +81,7 @@ func build(ctx context.Context, cfg *config, std streams, out *output, res *resu
 	if err != nil {
 		return err
 	}
-	defer b.Close()
+	defer func() { _ = b.Close() }() // of an unlinked file
 	bar := newProgress(std.err, cfg)
 	tree, err := readSource(ctx, cfg, std, b, bar, res)
 	bar.finish()

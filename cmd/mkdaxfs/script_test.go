@@ -232,12 +232,15 @@ func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 	_, err = io.CopyN(w, neverZero{}, 16<<20)
 	fatalIf(ts, err)
 	fatalIf(ts, cmd.Process.Signal(sig))
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
+	done := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // the state says more
+		close(done)
+	}()
 	select {
 	case <-done:
 	case <-time.After(10 * time.Second):
-		cmd.Process.Kill()
+		_ = cmd.Process.Kill()
 		ts.Fatalf("still running 10 s after the signal")
 	}
 	if sig != unix.SIGKILL {

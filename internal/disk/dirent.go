@@ -82,7 +82,7 @@ func OpenDir(b []byte, v8 bool) (Dir, error) {
 	if r := le.Uint32(b[4:]); r != 0 {
 		return d, Corruptf("directory: reserved field %#x, want 0", r)
 	}
-	next := uint64(DirHeaderSize + n*DirentSize)
+	next := DirHeaderSize + n*DirentSize
 	for i := range d.count {
 		e := DecodeDirent(b[DirHeaderSize+i*DirentSize:])
 		if uint64(e.NameOff) != next {
