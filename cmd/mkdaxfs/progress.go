@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"os"
+	"time"
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/sys/unix"
@@ -39,7 +40,9 @@ func (p *progress) total(n int64) {
 		progressbar.OptionSetWriter(p.w),
 		progressbar.OptionShowBytes(true),
 		progressbar.OptionClearOnFinish(),
-		progressbar.OptionThrottle(100e6),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		// Else a goroutine draws on after Clear.
+		progressbar.OptionSetSpinnerChangeInterval(0),
 		progressbar.OptionSetDescription("mkdaxfs"),
 	)
 }

@@ -1,0 +1,97 @@
+package convert
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/daxfs/containerd-daxfs/internal/disk"
+	"github.com/daxfs/containerd-daxfs/mkdaxfs"
+)
+
+// missingDir is a directory that the archive has no entry for.
+func (t *tarImport) missingDir() *mkdaxfs.Node {
+	n := implicitDir()
+	if t.opts.Plain {
+		n.Xattrs = nil // no lower layer has another opinion
+	}
+	return n
+}
+
+// splitName checks a name and returns its elements; none for the root.
+func splitName(name string) ([]string, error) {
+	if len(name) > maxPath {
+		return nil, fmt.Errorf("path of %d bytes, want at most %d: %w", len(name), maxPath, ErrBadLayer)
+	}
+	if strings.HasPrefix(name, "/") {
+		return nil, fmt.Errorf("path is absolute: %w", ErrBadLayer)
+	}
+	if strings.IndexByte(name, 0) >= 0 {
+		return nil, fmt.Errorf("path contains NUL: %w", ErrBadLayer)
+	}
+	var out []string
+	for _, e := range strings.Split(name, "/") {
+		switch {
+		case e == "" || e == ".":
+		case e == "..":
+			return nil, fmt.Errorf("path contains %q: %w", "..", ErrBadLayer)
+		case len(e) > disk.MaxNameLen:
+			return nil, fmt.Errorf("name of %d bytes, want at most %d: %w", len(e), disk.MaxNameLen, ErrBadLayer)
+		default:
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+// parent returns the directory for the elements of a path, following symlinks
+// of this layer inside its root, and making what is missing.
+func (t *tarImport) parent(elems []string) (*mkdaxfs.Node, error) {
+	dir, _, err := t.walk(elems, true)
+	return dir, err
+}
+
+// walk follows the elements of a path, symlinks of this layer included, and
+// returns the directory and the path without symlinks. If something is missing
+// and not to be made, the directory is nil.
+func (t *tarImport) walk(elems []string, create bool) (dir *mkdaxfs.Node, real []string, err error) {
+	stack := []*mkdaxfs.Node{t.root}
+	links := 0
+	todo := elems
+	for len(todo) > 0 {
+		e := todo[0]
+		todo = todo[1:]
+		switch e {
+		case "", ".":
+			continue
+		case "..": // from a symlink
+			if len(real) > 0 {
+				stack, real = stack[:len(stack)-1], real[:len(real)-1]
+			}
+			continue
+		}
+		var n *mkdaxfs.Node
+		if dir := stack[len(stack)-1]; dir != nil {
+			n = dir.Lookup(e)
+			if n == nil && create {
+				n = t.missingDir()
+				dir.Set(e, n)
+			}
+		}
+		switch {
+		case n == nil:
+		case n.IsSymlink():
+			if links++; links > maxSymlinks {
+				return nil, nil, fmt.Errorf("path crosses more than %d symlinks: %w", maxSymlinks, ErrBadLayer)
+			}
+			if strings.HasPrefix(n.Link, "/") {
+				stack, real = stack[:1], real[:0]
+			}
+			todo = append(strings.Split(n.Link, "/"), todo...)
+			continue
+		case !n.IsDir():
+			return nil, nil, fmt.Errorf("parent %q is not a directory: %w", e, ErrBadLayer)
+		}
+		stack, real = append(stack, n), append(real, e)
+	}
+	return stack[len(stack)-1], real, nil
+}
