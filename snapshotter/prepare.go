@@ -93,6 +93,16 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	return mounts, nil
 }
 
+// is reports whether the snapshot called key still has the given id.
+func (s *Snapshotter) is(ctx context.Context, key, id string) (same bool) {
+	_ = s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		now, _, _, err := storage.GetInfo(ctx, key)
+		same = err == nil && now == id
+		return err
+	})
+	return same
+}
+
 // stage makes the directories of a snapshot under a name that no snapshot has.
 func (s *Snapshotter) stage(kind snapshots.Kind) (string, error) {
 	tmp, err := os.MkdirTemp(filepath.Join(s.root, "snapshots"), "new-")
@@ -134,7 +144,7 @@ func (s *Snapshotter) mounts(ctx context.Context, sn *snapshot) ([]mount.Mount, 
 		return nil, fmt.Errorf("mount image of snapshot %q: %w", sn.info.Name, err)
 	}
 	// A Remove between reading the metadata and here has missed this user.
-	if now, err := s.read(ctx, sn.info.Name); err != nil || now.id != sn.id {
+	if !s.is(ctx, sn.info.Name, sn.id) {
 		s.images.unuse(ctx, sn.id)
 		return nil, fmt.Errorf("snapshot %q was removed meanwhile: %w", sn.info.Name, errdefs.ErrNotFound)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
+	"github.com/containerd/log"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
@@ -40,6 +41,9 @@ func TestSuiteRename(t *testing.T) {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if !testing.Verbose() {
+		_ = log.SetLevel("warn") // keeps benchmark results in one line
+	}
 	if os.Geteuid() == 0 {
 		// containerd's suite skips itself without its own flag.
 		_ = flag.Set("test.root", "true")

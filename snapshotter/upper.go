@@ -50,8 +50,10 @@ func (s *Snapshotter) fillUpper(sn *snapshot) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Lchown(upper, int(uid), int(gid)); err != nil {
-		return err
+	if uid != 0 || gid != 0 {
+		if err := os.Lchown(upper, int(uid), int(gid)); err != nil {
+			return err
+		}
 	}
 	if lower == "" {
 		return nil
