@@ -29,7 +29,7 @@ func (c *checker) ownerView() ([]subject, []job, error) {
 		name := fmt.Sprintf("catalog record %d", slot)
 		switch {
 		case r == nil && w.state() == stateWriting: // left by a write that failed; it names nothing
-		case r == nil && w.state() != stateFree && !(retiring[slot] && w.state() == stateRetired):
+		case r == nil && w.state() != stateFree && (!retiring[slot] || w.state() != stateRetired):
 			c.bad(name, slotOffset(slot), recordSize, "FREE", "%v", w)
 		case r != nil && r.why == "" && !bytes.Equal(b, r.encode()):
 			c.bad(name, slotOffset(slot), recordSize, r.public().Name()+", "+r.word.String(), "%v, other bytes", w)

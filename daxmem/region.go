@@ -105,7 +105,7 @@ func newFile(f *os.File, path string, readOnly bool) (Region, error) {
 	fr := &fileRegion{f: f, path: path}
 	fr.size.Store(fi.Size())
 	if st.Type == unix.HUGETLBFS_MAGIC {
-		return newHugetlb(fr, int64(st.Bsize), readOnly)
+		return newHugetlb(fr, int64(st.Bsize), readOnly) //nolint:unconvert // 32 bits on other architectures
 	}
 	return fr, nil
 }
