@@ -4,10 +4,12 @@
 .PHONY: build test demo bench fuzz lint clean
 
 COMMANDS := $(notdir $(wildcard cmd/*))
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
+LDFLAGS := -X github.com/daxfs/containerd-daxfs/internal/version.version=$(VERSION)
 
 build:
 	@mkdir -p bin
-	CGO_ENABLED=0 go build -trimpath -o bin/ $(COMMANDS:%=./cmd/%)
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(COMMANDS:%=./cmd/%)
 
 # What a test may skip elsewhere must run here. One go test run at the end, so
 # that its summary is the last thing said.

@@ -5,29 +5,50 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/daxfs/containerd-daxfs/internal/testutil"
 )
 
-// hugetlbDir is a directory on hugetlbfs with 10 free huge pages of 2 MiB:
-//
-//	sysctl vm.nr_hugepages=10; mount -t hugetlbfs -o pagesize=2M none DIR
-//	DAXFS_TEST_HUGETLBFS=DIR go test ./daxmem -run Hugetlb
+// hugetlbDir mounts a hugetlbfs with 10 huge pages of 2 MiB that exist for this
+// test only.
 func hugetlbDir(t *testing.T) string {
-	dir := os.Getenv("DAXFS_TEST_HUGETLBFS")
-	if dir == "" {
-		if strings.Contains(os.Getenv("DAXFS_TEST_REQUIRE"), "hugetlbfs") {
-			t.Fatal("DAXFS_TEST_HUGETLBFS is not set")
-		}
-		t.Skip("DAXFS_TEST_HUGETLBFS names no directory on hugetlbfs")
+	testutil.Root(t)
+	const count = "/proc/sys/vm/nr_hugepages"
+	had, err := os.ReadFile(count)
+	if err != nil {
+		testutil.Missing(t, "hugetlbfs", "no huge pages: %v", err)
 	}
-	sub, err := os.MkdirTemp(dir, "daxmem-test-")
+	before, err := strconv.Atoi(strings.TrimSpace(string(had)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(sub) })
-	return sub
+	const pages = 10
+	t.Cleanup(func() {
+		if err := os.WriteFile(count, had, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(count, []byte(strconv.Itoa(before+pages)), 0); err != nil {
+		testutil.Missing(t, "hugetlbfs", "reserve huge pages: %v", err)
+	}
+	if now, _ := os.ReadFile(count); strings.TrimSpace(string(now)) != strconv.Itoa(before+pages) {
+		testutil.Missing(t, "hugetlbfs", "%s huge pages, want %d: memory is too fragmented", now, before+pages)
+	}
+	dir := t.TempDir()
+	// Not more than the test's own pages, whatever the machine has.
+	if err := syscall.Mount("none", dir, "hugetlbfs", 0, "pagesize=2M,size=20M"); err != nil {
+		testutil.Missing(t, "hugetlbfs", "mount hugetlbfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 func TestHugetlb(t *testing.T) {
