@@ -79,7 +79,11 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 			return nil, fmt.Errorf("make directory of the snapshotter: %w", err)
 		}
 	}
-	ms, err := openMetadata(ctx, filepath.Join(opts.Root, "metadata.db"))
+	metadata := filepath.Join(opts.Root, "metadata.db")
+	if err := refuseOrphans(metadata, filepath.Join(opts.Root, "snapshots")); err != nil {
+		return nil, err
+	}
+	ms, err := openMetadata(ctx, metadata)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot metadata: %w", err)
 	}
@@ -89,6 +93,21 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 		return nil, errors.Join(err, ms.Close())
 	}
 	return s, nil
+}
+
+// refuseOrphans reports metadata that is gone while directories of snapshots
+// are there: with new, empty metadata they would all be removed as orphans, and
+// what containers wrote with them.
+func refuseOrphans(metadata, snapshots string) error {
+	if _, err := os.Lstat(metadata); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	entries, err := os.ReadDir(snapshots)
+	if err != nil || len(entries) == 0 {
+		return err
+	}
+	return fmt.Errorf("%s is missing, but %s holds %d directories of snapshots: put it back, or remove them: %w",
+		metadata, snapshots, len(entries), errdefs.ErrFailedPrecondition)
 }
 
 // metadataWait is how long New waits for another process to let go of the

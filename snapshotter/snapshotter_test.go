@@ -634,3 +634,36 @@ func TestMountsAgainstRemove(t *testing.T) {
 		t.Errorf("mounts are left: %v", at)
 	}
 }
+
+// TestLostMetadata starts without metadata.db: what containers wrote must not
+// be taken for orphans.
+func TestLostMetadata(t *testing.T) {
+	r := start(t)
+	mounts, err := r.Prepare(ctx, "c", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := mounts[0].Source + "/mine"
+	write(t, mine, "precious")
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	metadata := r.root + "/metadata.db"
+	if err := os.Rename(metadata, metadata+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(t, r.root); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "metadata.db is missing") {
+		t.Errorf("start without metadata: %v", err)
+	}
+	if err := os.Rename(metadata+".away", metadata); err != nil {
+		t.Fatal(err)
+	}
+	next, err := open(t, r.root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	*r = *next
+	if got := read(t, mine); got != "precious" {
+		t.Errorf("read %q", got)
+	}
+}
