@@ -12,13 +12,13 @@ import (
 	"github.com/daxfs/containerd-daxfs/internal/testutil"
 )
 
-// TestLayoutMatchesC compiles the C structs of testdata/daxfs_format.h, whose
+// TestLayoutMatchesC compiles the C structs of kmod/daxfs_format.h, whose
 // sizes and offsets are asserted there, and compares the bytes of one of each
 // record with what the encoders write.
 func TestLayoutMatchesC(t *testing.T) {
 	gcc := testutil.Tool(t, "gcc")
 	bin := filepath.Join(t.TempDir(), "layout")
-	if out, err := exec.Command(gcc, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wpadded", "-o", bin, "testdata/layout.c").CombinedOutput(); err != nil {
+	if out, err := exec.Command(gcc, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wpadded", "-I", "../../kmod", "-o", bin, "testdata/layout.c").CombinedOutput(); err != nil {
 		t.Fatalf("compile testdata/layout.c: %v\n%s", err, out)
 	}
 	out, err := exec.Command(bin).Output()

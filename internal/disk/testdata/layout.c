@@ -62,7 +62,7 @@ static void fill(__u8 *p, size_t n, __u8 first)
 int main(void)
 {
 	struct daxfs_super sb = {
-		.magic = htole32(DAXFS_MAGIC),
+		.magic = htole32(DAXFS_IMAGE_MAGIC),
 		.version = htole32(DAXFS_VERSION_NATIVE),
 		.block_size = htole32(DAXFS_BLOCK_SIZE),
 		.total_size = htole64(0x1122334455667788),

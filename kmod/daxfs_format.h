@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define DAXFS_MAGIC		0x64617835	/* "dax5" */
+#define DAXFS_IMAGE_MAGIC	0x64617835	/* "dax5" */
 #define DAXFS_VERSION_V8	8
 #define DAXFS_VERSION_NATIVE	0x00010000
 #define DAXFS_BLOCK_SIZE	4096

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the module's files share; each section names the file that has it. */
+#ifndef DAXFS_H
+#define DAXFS_H
+
+#include <linux/fs.h>
+#include <linux/iosys-map.h>
+#include <linux/kobject.h>
+#include <linux/memremap.h>
+#include <linux/mm.h>
+#include <linux/ratelimit.h>
+#include <linux/workqueue.h>
+
+#include "compat.h"
+#include "core.h"
+
+#define pr_name "daxfs: "
+
+/*
+ * region.c: the memory that images lie in. A region is there once in a kernel,
+ * however many images are mounted from it, because page structs are.
+ */
+
+enum daxfs_pages {
+	DAXFS_PAGES_OWN,	/* made by us with memremap_pages() */
+	DAXFS_PAGES_EXISTING,	/* a driver's, or a dma-buf's */
+	DAXFS_PAGES_NONE,	/* nopages */
+};
+
+struct daxfs_region {
+	struct list_head list;
+	unsigned int users;	/* mounts; under the lock of region.c */
+
+	phys_addr_t start;	/* phys regions */
+	struct dma_buf *dmabuf;	/* dma-buf regions, else NULL */
+	struct iosys_map map;	/* of dmabuf */
+
+	u64 size;		/* bytes, a multiple of the page size */
+	void *addr;		/* where the kernel sees it */
+	size_t chunk;		/* largest aligned piece that may be copied to user space at once */
+	enum daxfs_pages pages;
+	struct dev_pagemap pgmap;	/* DAXFS_PAGES_OWN */
+	struct dev_pagemap *foreign;	/* DAXFS_PAGES_EXISTING of a phys region */
+
+	struct delayed_work drain;
+	unsigned int drains;	/* how often in vain */
+};
+
+/*
+ * The region [start, start + size) of physical addresses: a new one, or the one
+ * that is there, to be given back with daxfs_region_put(). Errors have been
+ * told to fc.
+ */
+struct daxfs_region *daxfs_region_phys(struct fs_context *fc, phys_addr_t start,
+				       u64 size, bool nopages);
+/* The same for a dma-buf, of which it takes a reference of its own. */
+struct daxfs_region *daxfs_region_dmabuf(struct fs_context *fc,
+					 struct dma_buf *dmabuf, bool nopages);
+void daxfs_region_put(struct daxfs_region *r);
+/* The page at byte off, which is inside; only for regions with pages. */
+struct page *daxfs_region_page(struct daxfs_region *r, u64 off);
+/* The frame at byte off. */
+unsigned long daxfs_region_pfn(struct daxfs_region *r, u64 off);
+/* Writes a line for each region to buf, of PAGE_SIZE bytes. */
+ssize_t daxfs_region_show(char *buf);
+int daxfs_region_init(void);
+void daxfs_region_exit(void);
+
+/*
+ * super.c: one mounted image.
+ */
+
+struct daxfs_mount {
+	struct daxfs_image img;
+	struct daxfs_region *region;
+	u64 offset;		/* of the image in the region */
+	char *name;
+	bool nopages;
+	bool novalidate;
+	struct ratelimit_state report;
+	struct kobject kobj;	/* /sys/fs/daxfs/MAJOR:MINOR */
+	struct completion kobj_gone;
+	bool kobj_added;
+};
+
+static inline struct daxfs_mount *daxfs_mount(const struct super_block *sb)
+{
+	return sb->s_fs_info;
+}
+
+/*
+ * inode.c
+ */
+
+struct daxfs_inode_info {
+	u64 data;		/* address in the image */
+	u64 xattrs;
+	u32 xattrs_size;
+	u32 parent;		/* directories: the inode that has its name, once known */
+	u8 sorted;		/* directories of v8 images: enum daxfs_order */
+	struct inode vfs_inode;
+};
+
+enum daxfs_order { DAXFS_ORDER_UNKNOWN, DAXFS_SORTED, DAXFS_UNSORTED };
+
+static inline struct daxfs_inode_info *daxfs_i(const struct inode *inode)
+{
+	return container_of(inode, struct daxfs_inode_info, vfs_inode);
+}
+
+struct inode *daxfs_iget(struct super_block *sb, u32 ino);
+struct inode *daxfs_alloc_inode(struct super_block *sb);
+void daxfs_free_inode(struct inode *inode);
+int daxfs_inode_init(void);
+void daxfs_inode_exit(void);
+
+/*
+ * dir.c
+ */
+
+struct dentry *daxfs_lookup_name(struct inode *dir, struct dentry *dentry,
+				 unsigned int flags);
+extern const struct file_operations daxfs_dir_ops;
+extern const struct export_operations daxfs_export_ops;
+
+/*
+ * file.c
+ */
+
+extern const struct file_operations daxfs_file_ops;
+long daxfs_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
+
+/*
+ * fault.c: pool frames in processes
+ */
+
+/* Prepares a mapping; the caller sets vm_ops. */
+int daxfs_map(struct vm_area_struct *vma);
+/*
+ * Answers a fault in a mapping of [off, off + size) of a region, off a multiple
+ * of the page size. ra keeps what the access looks like.
+ */
+vm_fault_t daxfs_fault_range(struct vm_fault *vmf, struct daxfs_region *r,
+			     u64 off, u64 size, struct file_ra_state *ra);
+
+/*
+ * dmabuf.c: memory of a mount as a dma-buf
+ */
+
+/*
+ * A descriptor of a new dma-buf over [off, off + size) of the region, both
+ * multiples of the page size. It keeps file, and with it the mount.
+ */
+int daxfs_export(struct file *file, struct daxfs_region *r, u64 off, u64 size);
+
+/*
+ * xattr.c
+ */
+
+extern COMPAT_XATTR_HANDLERS(daxfs_xattr_handlers);
+ssize_t daxfs_listxattr(struct dentry *dentry, char *buf, size_t size);
+
+/* Whether an inode has one of the POSIX ACLs. */
+bool daxfs_has_acl(struct inode *inode);
+
+/*
+ * sysfs.c
+ */
+
+int daxfs_sysfs_add(struct super_block *sb);
+void daxfs_sysfs_remove(struct daxfs_mount *m);
+int daxfs_sysfs_init(void);
+void daxfs_sysfs_exit(void);
+
+#endif /* DAXFS_H */

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Pool frames in processes.
+ *
+ * The frames have page structs, so a process's page is the pool's own, counted
+ * and pinned like any other. A fault maps a batch: small where access looks
+ * random, up to 2 MiB where it goes in order (docs/design/0004).
+ */
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/slab.h>
+
+#include "daxfs.h"
+
+/* Pages of a batch: 64 KiB at first, 2 MiB at most. */
+#define BATCH_MIN	16UL
+#define BATCH_MAX	512UL
+
+int daxfs_map(struct vm_area_struct *vma)
+{
+	if ((vma->vm_flags & VM_SHARED) && (vma->vm_flags & VM_WRITE))
+		return -EACCES;
+	/*
+	 * A shared mapping can never become writable. A private one stays as it
+	 * is: its writes go to copies.
+	 */
+	if (vma->vm_flags & VM_MAYSHARE)
+		compat_vm_flags_clear(vma, VM_MAYWRITE);
+	compat_vm_flags_set(vma, VM_MIXEDMAP);
+	return 0;
+}
+
+/*
+ * How many pages to map from page pgoff on. ra->start is the page where the
+ * last batch ended, ra->size its pages. Both are hints: threads that share the
+ * file may mix them up, which costs faults, not correctness.
+ */
+static unsigned long batch(const struct vm_area_struct *vma,
+			   const struct file_ra_state *ra, pgoff_t pgoff)
+{
+	if (vma->vm_flags & VM_RAND_READ)
+		return BATCH_MIN;
+	if (vma->vm_flags & VM_SEQ_READ)
+		return BATCH_MAX;
+	if (pgoff && READ_ONCE(ra->start) == pgoff)
+		return clamp(4UL * READ_ONCE(ra->size), BATCH_MIN, BATCH_MAX);
+	return BATCH_MIN;
+}
+
+/* Maps n pages at addr, as far as none of them is mapped yet. */
+static int insert_pages(struct vm_area_struct *vma, unsigned long addr,
+			struct daxfs_region *r, u64 off, unsigned long n)
+{
+	struct page *few[BATCH_MIN], **pages = few;
+	unsigned long i, left;
+	int err;
+
+	if (n > ARRAY_SIZE(few)) {
+		pages = kmalloc_array(n, sizeof(*pages), GFP_KERNEL | __GFP_NOWARN);
+		if (!pages) {
+			pages = few;
+			n = ARRAY_SIZE(few);
+		}
+	}
+	for (i = 0; i < n; i++)
+		pages[i] = daxfs_region_page(r, off + i * PAGE_SIZE);
+	left = n;
+	err = vm_insert_pages(vma, addr, pages, &left);
+	if (pages != few)
+		kfree(pages);
+	return err;
+}
+
+static vm_fault_t map_pages(struct vm_fault *vmf, struct daxfs_region *r, u64 off,
+			    unsigned long file_pages, struct file_ra_state *ra)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	unsigned long addr = vmf->address & PAGE_MASK, n, back;
+	int err;
+
+	n = batch(vma, ra, vmf->pgoff);
+	n = min(n, (vma->vm_end - addr) >> PAGE_SHIFT);
+	n = min(n, file_pages - vmf->pgoff);
+	err = insert_pages(vma, addr, r, off, n);
+	/* Somebody else was first, at this page or behind it. */
+	if (err && err != -EBUSY)
+		return err == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
+	WRITE_ONCE(ra->start, vmf->pgoff + n);
+	WRITE_ONCE(ra->size, n);
+
+	/*
+	 * Access that goes backwards shall not fault at each page: also the
+	 * pages in front, up to a multiple of the smallest batch. Not needed, so
+	 * errors do not matter.
+	 */
+	back = min3(vmf->pgoff % BATCH_MIN, (addr - vma->vm_start) >> PAGE_SHIFT,
+		    vmf->pgoff);
+	if (back && n <= BATCH_MIN)
+		insert_pages(vma, addr - back * PAGE_SIZE, r, off - back * PAGE_SIZE, back);
+	return VM_FAULT_NOPAGE;
+}
+
+/*
+ * Without page structs. A shared mapping gets the frame. A private one gets a
+ * copy even for reading: where a private mapping without page structs is
+ * written through ptrace, the kernel takes the bytes around the written word
+ * from the debugger's memory (__wp_page_copy_user() in mm/memory.c).
+ */
+static vm_fault_t map_frame(struct vm_fault *vmf, struct daxfs_region *r, u64 off)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	struct page *page;
+
+	if (vma->vm_flags & VM_MAYSHARE)
+		return compat_insert_frame(vma, vmf->address & PAGE_MASK,
+					   daxfs_region_pfn(r, off));
+	page = alloc_page(GFP_HIGHUSER | __GFP_ACCOUNT);
+	if (!page)
+		return VM_FAULT_OOM;
+	memcpy(page_address(page), r->addr + off, PAGE_SIZE);
+	flush_dcache_page(page);
+	__SetPageUptodate(page);
+	vmf->page = page;
+	return 0;
+}
+
+vm_fault_t daxfs_fault_range(struct vm_fault *vmf, struct daxfs_region *r,
+			     u64 off, u64 size, struct file_ra_state *ra)
+{
+	unsigned long pages = DIV_ROUND_UP(size, PAGE_SIZE);
+	u64 at = off + ((u64)vmf->pgoff << PAGE_SHIFT);
+
+	if (vmf->pgoff >= pages)
+		return VM_FAULT_SIGBUS;
+	/* daxfs_map() has seen to it that this does not happen. */
+	if ((vmf->flags & FAULT_FLAG_WRITE) && !vmf->cow_page)
+		return VM_FAULT_SIGBUS;
+	if (r->pages == DAXFS_PAGES_NONE)
+		return map_frame(vmf, r, at);
+	if (vmf->cow_page) {
+		/* The core copies the page and drops the reference. */
+		vmf->page = daxfs_region_page(r, at);
+		get_page(vmf->page);
+		return 0;
+	}
+	return map_pages(vmf, r, at, pages, ra);
+}
