@@ -124,6 +124,13 @@ static inline struct dev_pagemap *compat_get_dev_pagemap(unsigned long pfn)
 #endif
 }
 
+/* 6.12: page_mapcount() is gone; ours are single pages, whose folios they are */
+#if SINCE(6, 12)
+#define compat_page_mapcount(page)	folio_mapcount(page_folio(page))
+#else
+#define compat_page_mapcount(page)	page_mapcount(page)
+#endif
+
 #define compat_alloc_inode_sb(sb, cache)	alloc_inode_sb(sb, cache, GFP_KERNEL)
 
 /* 6.19: i_state is read by functions */

@@ -56,7 +56,11 @@ struct daxfs_region *daxfs_region_phys(struct fs_context *fc, phys_addr_t start,
 /* The same for a dma-buf, of which it takes a reference of its own. */
 struct daxfs_region *daxfs_region_dmabuf(struct fs_context *fc,
 					 struct dma_buf *dmabuf, bool nopages);
-void daxfs_region_put(struct daxfs_region *r);
+/*
+ * Gives a region back. wait: returns when its memory is free, unless it has to
+ * wait for others; not to be used from a work of daxfs_wq.
+ */
+void daxfs_region_put(struct daxfs_region *r, bool wait);
 /* The page at byte off, which is inside; only for regions with pages. */
 struct page *daxfs_region_page(struct daxfs_region *r, u64 off);
 /* The frame at byte off. */
@@ -65,6 +69,8 @@ unsigned long daxfs_region_pfn(struct daxfs_region *r, u64 off);
 ssize_t daxfs_region_show(char *buf);
 int daxfs_region_init(void);
 void daxfs_region_exit(void);
+/* For what waits until pages are not in use. */
+extern struct workqueue_struct *daxfs_wq;
 
 /*
  * super.c: one mounted image.
@@ -78,15 +84,26 @@ struct daxfs_mount {
 	bool nopages;
 	bool novalidate;
 	struct ratelimit_state report;
-	struct kobject kobj;	/* /sys/fs/daxfs/MAJOR:MINOR */
+	struct kobject kobj;	/* in /sys/fs/daxfs */
 	struct completion kobj_gone;
 	bool kobj_added;
+	dev_t dev;
+	bool pinned;		/* unmounted, but some of its pages are in use */
+	struct delayed_work unpin;
+	unsigned int looks;	/* how often they were in use */
 };
 
 static inline struct daxfs_mount *daxfs_mount(const struct super_block *sb)
 {
 	return sb->s_fs_info;
 }
+
+/*
+ * pins.c
+ */
+
+/* Frees a mount after its last user, at once or when its pages are not in use. */
+void daxfs_free_mount(struct daxfs_mount *m);
 
 /*
  * inode.c

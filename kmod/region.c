@@ -17,7 +17,7 @@
 /* Under daxfs_regions_lock: the list, and users of each region. */
 static LIST_HEAD(daxfs_regions);
 static DEFINE_MUTEX(daxfs_regions_lock);
-static struct workqueue_struct *daxfs_drain_wq;
+struct workqueue_struct *daxfs_wq;
 
 unsigned long daxfs_region_pfn(struct daxfs_region *r, u64 off)
 {
@@ -361,7 +361,7 @@ static void daxfs_drain(struct work_struct *work)
 			/* 0.1 s, doubled up to 6.4 s */
 			unsigned long wait = HZ / 10 << min(r->drains++, 6U);
 
-			queue_delayed_work(daxfs_drain_wq, &r->drain, wait);
+			queue_delayed_work(daxfs_wq, &r->drain, wait);
 		}
 	}
 	mutex_unlock(&daxfs_regions_lock);
@@ -373,7 +373,7 @@ static void daxfs_drain(struct work_struct *work)
 		module_put(THIS_MODULE);
 }
 
-void daxfs_region_put(struct daxfs_region *r)
+void daxfs_region_put(struct daxfs_region *r, bool wait)
 {
 	bool last;
 
@@ -381,12 +381,12 @@ void daxfs_region_put(struct daxfs_region *r)
 	last = !--r->users;
 	if (last) {
 		r->drains = 0;
-		mod_delayed_work(daxfs_drain_wq, &r->drain, 0);
+		mod_delayed_work(daxfs_wq, &r->drain, 0);
 	}
 	mutex_unlock(&daxfs_regions_lock);
 	/* Who unmounts shall find the memory free. The region may be gone now. */
-	if (last)
-		flush_workqueue(daxfs_drain_wq);
+	if (last && wait)
+		flush_workqueue(daxfs_wq);
 }
 
 ssize_t daxfs_region_show(char *buf)
@@ -411,11 +411,11 @@ ssize_t daxfs_region_show(char *buf)
 
 int daxfs_region_init(void)
 {
-	daxfs_drain_wq = alloc_workqueue("daxfs-drain", WQ_UNBOUND, 0);
-	return daxfs_drain_wq ? 0 : -ENOMEM;
+	daxfs_wq = alloc_workqueue("daxfs", WQ_UNBOUND, 0);
+	return daxfs_wq ? 0 : -ENOMEM;
 }
 
 void daxfs_region_exit(void)
 {
-	destroy_workqueue(daxfs_drain_wq);
+	destroy_workqueue(daxfs_wq);
 }

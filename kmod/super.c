@@ -176,16 +176,9 @@ static int daxfs_show_options(struct seq_file *seq, struct dentry *root)
 	return 0;
 }
 
-/* After the last inode is gone, before the device number is free again. */
-static void daxfs_put_super(struct super_block *sb)
-{
-	daxfs_sysfs_remove(daxfs_mount(sb));
-}
-
 static const struct super_operations daxfs_super_ops = {
 	.alloc_inode	= daxfs_alloc_inode,
 	.free_inode	= daxfs_free_inode,
-	.put_super	= daxfs_put_super,
 	.statfs		= daxfs_statfs,
 	.show_options	= daxfs_show_options,
 };
@@ -336,12 +329,8 @@ static void daxfs_kill_sb(struct super_block *sb)
 	struct daxfs_mount *m = daxfs_mount(sb);
 
 	kill_anon_super(sb);
-	if (!m)
-		return;
-	if (m->region)
-		daxfs_region_put(m->region);
-	kfree(m->name);
-	kfree(m);
+	if (m)
+		daxfs_free_mount(m);
 }
 
 static struct file_system_type daxfs_type = {

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * /sys/fs/daxfs: a directory for each mounted image, named as its device in
- * stat(2), which is there until the last user of the superblock is gone, also
- * after a lazy unmount; and the regions.
+ * /sys/fs/daxfs: a directory for each mounted image, which is there until the
+ * last user of its superblock and of its pages is gone, also after a lazy
+ * unmount; and the regions.
+ *
+ * A name is MAJOR:MINOR.TIME, with the device number that stat(2) shows, and
+ * the nanoseconds from boot to mount: device numbers are used again, names are
+ * not.
  */
 #include <linux/fs.h>
 #include <linux/kobject.h>
+#include <linux/ktime.h>
 #include <linux/sysfs.h>
 
 #include "daxfs.h"
@@ -52,6 +57,18 @@ static ssize_t pages_show(struct kobject *kobj, struct kobj_attribute *a, char *
 	return sysfs_emit(buf, "%s\n", words[of(kobj)->region->pages]);
 }
 
+static ssize_t dev_show(struct kobject *kobj, struct kobj_attribute *a, char *buf)
+{
+	return sysfs_emit(buf, "%u:%u\n", MAJOR(of(kobj)->dev), MINOR(of(kobj)->dev));
+}
+
+static ssize_t state_show(struct kobject *kobj, struct kobj_attribute *a, char *buf)
+{
+	return sysfs_emit(buf, READ_ONCE(of(kobj)->pinned) ? "pinned\n" : "mounted\n");
+}
+
+static struct kobj_attribute dev_attr = __ATTR_RO(dev);
+static struct kobj_attribute state_attr = __ATTR_RO(state);
 static struct kobj_attribute phys_attr = __ATTR_RO(phys);
 static struct kobj_attribute size_attr = __ATTR_RO(size);
 static struct kobj_attribute offset_attr = __ATTR_RO(offset);
@@ -60,6 +77,8 @@ static struct kobj_attribute uuid_attr = __ATTR_RO(uuid);
 static struct kobj_attribute pages_attr = __ATTR_RO(pages);
 
 static struct attribute *mount_attrs[] = {
+	&dev_attr.attr,
+	&state_attr.attr,
 	&phys_attr.attr,
 	&size_attr.attr,
 	&offset_attr.attr,
@@ -87,9 +106,10 @@ int daxfs_sysfs_add(struct super_block *sb)
 	int err;
 
 	init_completion(&m->kobj_gone);
+	m->dev = sb->s_dev;
 	m->kobj.kset = daxfs_kset;
-	err = kobject_init_and_add(&m->kobj, &mount_type, NULL, "%u:%u",
-				   MAJOR(sb->s_dev), MINOR(sb->s_dev));
+	err = kobject_init_and_add(&m->kobj, &mount_type, NULL, "%u:%u.%llu",
+				   MAJOR(m->dev), MINOR(m->dev), ktime_get_boottime_ns());
 	if (err) {
 		kobject_put(&m->kobj);
 		wait_for_completion(&m->kobj_gone);
