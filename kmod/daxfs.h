@@ -22,7 +22,7 @@
  */
 
 enum daxfs_pages {
-	DAXFS_PAGES_OWN,	/* made by us with memremap_pages() */
+	DAXFS_PAGES_OWN,	/* made by us: pages.c */
 	DAXFS_PAGES_EXISTING,	/* a driver's, or a dma-buf's */
 	DAXFS_PAGES_NONE,	/* nopages */
 };
@@ -37,10 +37,14 @@ struct daxfs_region {
 
 	u64 size;		/* bytes, a multiple of the page size */
 	void *addr;		/* where the kernel sees it */
-	size_t chunk;		/* largest aligned piece that may be copied to user space at once */
 	enum daxfs_pages pages;
-	struct dev_pagemap pgmap;	/* DAXFS_PAGES_OWN */
 	struct dev_pagemap *foreign;	/* DAXFS_PAGES_EXISTING of a phys region */
+
+	/* DAXFS_PAGES_OWN: what has page structs; bits are set, never cleared */
+	struct mutex runs_lock;
+	struct list_head runs;
+	unsigned long chunks;	/* of DAXFS_CHUNK bytes, the last one perhaps less */
+	unsigned long *there;	/* a bit for each chunk */
 
 	struct delayed_work drain;
 	unsigned int drains;	/* how often in vain */
@@ -61,7 +65,7 @@ struct daxfs_region *daxfs_region_dmabuf(struct fs_context *fc,
  * wait for others; not to be used from a work of daxfs_wq.
  */
 void daxfs_region_put(struct daxfs_region *r, bool wait);
-/* The page at byte off, which is inside; only for regions with pages. */
+/* The page at byte off, which is inside; NULL if it has none. */
 struct page *daxfs_region_page(struct daxfs_region *r, u64 off);
 /* The frame at byte off. */
 unsigned long daxfs_region_pfn(struct daxfs_region *r, u64 off);
@@ -71,6 +75,22 @@ int daxfs_region_init(void);
 void daxfs_region_exit(void);
 /* For what waits until pages are not in use. */
 extern struct workqueue_struct *daxfs_wq;
+
+/*
+ * pages.c: page structs of DAXFS_PAGES_OWN regions
+ */
+
+#define DAXFS_CHUNK	(16ULL << 20)	/* bytes of memory that get page structs at once */
+
+/*
+ * Makes page structs for the chunks whose bits are set in want, where they are
+ * not there yet. Nothing to do for other regions.
+ */
+int daxfs_pages_make(struct daxfs_region *r, const unsigned long *want);
+int daxfs_pages_make_all(struct daxfs_region *r);
+/* Whether nobody has a reference to any of them. */
+bool daxfs_pages_idle(struct daxfs_region *r);
+void daxfs_pages_free(struct daxfs_region *r);
 
 /*
  * super.c: one mounted image.

@@ -40,8 +40,13 @@ static struct sg_table *buf_map(struct dma_buf_attachment *attach,
 	pages = kvmalloc_array(n, sizeof(*pages), GFP_KERNEL);
 	if (!table || !pages)
 		goto fail;
-	for (i = 0; i < n; i++)
+	for (i = 0; i < n; i++) {
 		pages[i] = daxfs_region_page(b->region, b->off + (i << PAGE_SHIFT));
+		if (!pages[i]) {
+			err = -EFAULT;
+			goto fail;
+		}
+	}
 	err = sg_alloc_table_from_pages(table, pages, n, 0, b->size, GFP_KERNEL);
 	if (err)
 		goto fail;

@@ -47,13 +47,16 @@ static unsigned long batch(const struct vm_area_struct *vma,
 	return BATCH_MIN;
 }
 
-/* Maps n pages at addr, as far as none of them is mapped yet. */
+/*
+ * Maps n pages at addr, as far as none of them is mapped yet and they have page
+ * structs: an image that changed may have led to memory that had no file.
+ */
 static int insert_pages(struct vm_area_struct *vma, unsigned long addr,
 			struct daxfs_region *r, u64 off, unsigned long n)
 {
 	struct page *few[BATCH_MIN], **pages = few;
-	unsigned long i, left;
-	int err;
+	unsigned long i;
+	int err = -EFAULT;
 
 	if (n > ARRAY_SIZE(few)) {
 		pages = kmalloc_array(n, sizeof(*pages), GFP_KERNEL | __GFP_NOWARN);
@@ -62,13 +65,33 @@ static int insert_pages(struct vm_area_struct *vma, unsigned long addr,
 			n = ARRAY_SIZE(few);
 		}
 	}
-	for (i = 0; i < n; i++)
+	for (i = 0; i < n; i++) {
 		pages[i] = daxfs_region_page(r, off + i * PAGE_SIZE);
-	left = n;
-	err = vm_insert_pages(vma, addr, pages, &left);
+		if (!pages[i])
+			break;
+	}
+	if (i)
+		err = vm_insert_pages(vma, addr, pages, &i);
 	if (pages != few)
 		kfree(pages);
 	return err;
+}
+
+/* How many pages a fault maps: a batch, clipped to the mapping and the file. */
+static unsigned long clipped_batch(const struct vm_fault *vmf, unsigned long addr,
+				   unsigned long file_pages,
+				   const struct file_ra_state *ra)
+{
+	return min3(batch(vmf->vma, ra, vmf->pgoff),
+		    (vmf->vma->vm_end - addr) >> PAGE_SHIFT,
+		    file_pages - vmf->pgoff);
+}
+
+static void note_batch(const struct vm_fault *vmf, struct file_ra_state *ra,
+		       unsigned long n)
+{
+	WRITE_ONCE(ra->start, vmf->pgoff + n);
+	WRITE_ONCE(ra->size, n);
 }
 
 static vm_fault_t map_pages(struct vm_fault *vmf, struct daxfs_region *r, u64 off,
@@ -78,43 +101,52 @@ static vm_fault_t map_pages(struct vm_fault *vmf, struct daxfs_region *r, u64 of
 	unsigned long addr = vmf->address & PAGE_MASK, n, back;
 	int err;
 
-	n = batch(vma, ra, vmf->pgoff);
-	n = min(n, (vma->vm_end - addr) >> PAGE_SHIFT);
-	n = min(n, file_pages - vmf->pgoff);
+	n = clipped_batch(vmf, addr, file_pages, ra);
 	err = insert_pages(vma, addr, r, off, n);
 	/* Somebody else was first, at this page or behind it. */
 	if (err && err != -EBUSY)
 		return err == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
-	WRITE_ONCE(ra->start, vmf->pgoff + n);
-	WRITE_ONCE(ra->size, n);
+	note_batch(vmf, ra, n);
 
 	/*
 	 * Access that goes backwards shall not fault at each page: also the
 	 * pages in front, up to a multiple of the smallest batch. Not needed, so
 	 * errors do not matter.
 	 */
-	back = min3(vmf->pgoff % BATCH_MIN, (addr - vma->vm_start) >> PAGE_SHIFT,
-		    vmf->pgoff);
+	back = min(vmf->pgoff % BATCH_MIN, (addr - vma->vm_start) >> PAGE_SHIFT);
 	if (back && n <= BATCH_MIN)
 		insert_pages(vma, addr - back * PAGE_SIZE, r, off - back * PAGE_SIZE, back);
 	return VM_FAULT_NOPAGE;
 }
 
-/*
- * Without page structs. A shared mapping gets the frame. A private one gets a
- * copy even for reading: where a private mapping without page structs is
- * written through ptrace, the kernel takes the bytes around the written word
- * from the debugger's memory (__wp_page_copy_user() in mm/memory.c).
- */
-static vm_fault_t map_frame(struct vm_fault *vmf, struct daxfs_region *r, u64 off)
+/* Frames of a region without page structs. */
+static vm_fault_t map_frames(struct vm_fault *vmf, struct daxfs_region *r, u64 off,
+			     unsigned long file_pages, struct file_ra_state *ra)
 {
-	struct vm_area_struct *vma = vmf->vma;
-	struct page *page;
+	unsigned long addr = vmf->address & PAGE_MASK, n, i;
+	vm_fault_t ret;
 
-	if (vma->vm_flags & VM_MAYSHARE)
-		return compat_insert_frame(vma, vmf->address & PAGE_MASK,
-					   daxfs_region_pfn(r, off));
-	page = alloc_page(GFP_HIGHUSER | __GFP_ACCOUNT);
+	n = clipped_batch(vmf, addr, file_pages, ra);
+	for (i = 0; i < n; i++) {
+		ret = compat_insert_frame(vmf->vma, addr + i * PAGE_SIZE,
+					  daxfs_region_pfn(r, off + i * PAGE_SIZE));
+		if (ret != VM_FAULT_NOPAGE)
+			return i ? VM_FAULT_NOPAGE : ret;
+	}
+	note_batch(vmf, ra, n);
+	return VM_FAULT_NOPAGE;
+}
+
+/*
+ * A private mapping of a region without page structs gets copies, even for
+ * reading: where a frame is mapped and written through ptrace, the kernel takes
+ * the bytes around the written word from the debugger's memory
+ * (__wp_page_copy_user() in mm/memory.c).
+ */
+static vm_fault_t map_copy(struct vm_fault *vmf, struct daxfs_region *r, u64 off)
+{
+	struct page *page = alloc_page(GFP_USER | __GFP_ACCOUNT);
+
 	if (!page)
 		return VM_FAULT_OOM;
 	memcpy(page_address(page), r->addr + off, PAGE_SIZE);
@@ -135,11 +167,16 @@ vm_fault_t daxfs_fault_range(struct vm_fault *vmf, struct daxfs_region *r,
 	/* daxfs_map() has seen to it that this does not happen. */
 	if ((vmf->flags & FAULT_FLAG_WRITE) && !vmf->cow_page)
 		return VM_FAULT_SIGBUS;
-	if (r->pages == DAXFS_PAGES_NONE)
-		return map_frame(vmf, r, at);
+	if (r->pages == DAXFS_PAGES_NONE) {
+		if (vmf->vma->vm_flags & VM_MAYSHARE)
+			return map_frames(vmf, r, at, pages, ra);
+		return map_copy(vmf, r, at);
+	}
 	if (vmf->cow_page) {
-		/* The core copies the page and drops the reference. */
 		vmf->page = daxfs_region_page(r, at);
+		if (!vmf->page)
+			return VM_FAULT_SIGBUS;
+		/* The core copies the page and drops the reference. */
 		get_page(vmf->page);
 		return 0;
 	}

@@ -2,6 +2,7 @@
 /* Regular files: one copy by read(), none by mmap(). */
 #include <linux/fs.h>
 #include <linux/sched/signal.h>
+#include <linux/sizes.h>
 #include <linux/uio.h>
 
 #include "daxfs.h"
@@ -18,6 +19,9 @@ static u64 region_offset(const struct inode *inode)
 {
 	return daxfs_mount(inode->i_sb)->offset + daxfs_i(inode)->data;
 }
+
+/* Bytes that are copied before others get a turn. */
+#define READ_CHUNK	SZ_1M
 
 static int daxfs_open_file(struct inode *inode, struct file *file)
 {
@@ -40,13 +44,9 @@ static ssize_t daxfs_read_iter(struct kiocb *iocb, struct iov_iter *to)
 		return 0;
 	left = min_t(u64, size - iocb->ki_pos, iov_iter_count(to));
 	while (left) {
-		const u8 *from = data + iocb->ki_pos;
-		/* To the end of the piece that from lies in. */
-		size_t n = r->chunk - ((from - (u8 *)r->addr) & (r->chunk - 1));
-		size_t copied;
+		size_t n = min_t(u64, left, READ_CHUNK);
+		size_t copied = _copy_mc_to_iter(data + iocb->ki_pos, n, to);
 
-		n = min_t(u64, n, left);
-		copied = _copy_mc_to_iter(from, n, to);
 		iocb->ki_pos += copied;
 		done += copied;
 		left -= copied;
@@ -102,12 +102,16 @@ long daxfs_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	struct inode *inode = file_inode(file);
 	struct daxfs_mount *m = daxfs_mount(inode->i_sb);
 	u64 size;
+	int err;
 
 	switch (cmd) {
 	case DAXFS_IOC_DMABUF:
 		/* All files of all images, whatever their permissions. */
 		if (!capable(CAP_SYS_ADMIN))
 			return -EPERM;
+		err = daxfs_pages_make_all(m->region);
+		if (err)
+			return err;
 		return daxfs_export(file, m->region, 0, m->region->size);
 	case DAXFS_IOC_FILE_DMABUF:
 		if (!S_ISREG(inode->i_mode))

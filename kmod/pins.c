@@ -19,11 +19,14 @@ static bool page_pinned(struct page *page)
 
 static bool file_pinned(struct daxfs_mount *m, const struct daxfs_node *n)
 {
+	struct page *page;
 	u64 off;
 
-	for (off = 0; off < n->size; off += PAGE_SIZE)
-		if (page_pinned(daxfs_region_page(m->region, m->offset + n->data + off)))
+	for (off = 0; off < n->size; off += PAGE_SIZE) {
+		page = daxfs_region_page(m->region, m->offset + n->data + off);
+		if (page && page_pinned(page))
 			return true;
+	}
 	return false;
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Regions: memory that images lie in, with page structs where it has none. */
+/* Regions: memory that images lie in. */
+#include <linux/bitmap.h>
 #include <linux/dma-buf.h>
 #include <linux/fs_context.h>
 #include <linux/io.h>
@@ -30,6 +31,13 @@ unsigned long daxfs_region_pfn(struct daxfs_region *r, u64 off)
 
 struct page *daxfs_region_page(struct daxfs_region *r, u64 off)
 {
+	if (r->pages == DAXFS_PAGES_NONE)
+		return NULL;
+	if (r->pages == DAXFS_PAGES_OWN) {
+		if (!test_bit(off / DAXFS_CHUNK, r->there))
+			return NULL;
+		smp_rmb(); /* the bit before the page struct, see pages.c */
+	}
 	return pfn_to_page(daxfs_region_pfn(r, off));
 }
 
@@ -52,8 +60,9 @@ static struct daxfs_region *region_alloc(void)
 	if (!r)
 		return NULL;
 	INIT_LIST_HEAD(&r->list);
+	INIT_LIST_HEAD(&r->runs);
+	mutex_init(&r->runs_lock);
 	INIT_DELAYED_WORK(&r->drain, daxfs_drain);
-	r->chunk = PAGE_SIZE;
 	return r;
 }
 
@@ -67,12 +76,12 @@ static void region_free(struct daxfs_region *r)
 	} else if (r->foreign) {
 		put_dev_pagemap(r->foreign);
 	} else {
-		if (r->addr && r->pages == DAXFS_PAGES_OWN)
-			memunmap_pages(&r->pgmap);
-		else if (r->addr)
+		daxfs_pages_free(r);
+		if (r->addr)
 			memunmap(r->addr);
 		release_mem_region(r->start, r->size);
 	}
+	bitmap_free(r->there);
 	kfree(r);
 }
 
@@ -109,48 +118,44 @@ static int use_foreign_pages(struct daxfs_region *r)
 	return 0;
 }
 
-static int make_pages(struct fs_context *fc, struct daxfs_region *r)
+/*
+ * Whether a driver has page structs for a part of the region, although it has
+ * not requested the memory: memremap_pages() would warn about it.
+ */
+static bool has_foreign_pages(const struct daxfs_region *r)
 {
-	u64 ends[] = { r->start, r->start + r->size - 1 };
-	void *addr;
-	int i;
+	struct dev_pagemap *map;
+	u64 off;
 
-	/* memremap_pages() warns about this instead of just refusing. */
-	for (i = 0; i < ARRAY_SIZE(ends); i++) {
-		struct dev_pagemap *map = compat_get_dev_pagemap(PHYS_PFN(ends[i]));
-
+	for (off = 0; off < r->size; off += PAGES_ALIGN) {
+		map = compat_get_dev_pagemap(PHYS_PFN(r->start + off));
 		if (map) {
 			put_dev_pagemap(map);
-			errorf(fc, pr_name "phys=%pa: a driver has page structs for a part of it", &r->start);
-			return -EBUSY;
+			return true;
 		}
 	}
-	r->pages = DAXFS_PAGES_OWN;
-	r->pgmap.type = MEMORY_DEVICE_GENERIC;
-	r->pgmap.range.start = r->start;
-	r->pgmap.range.end = r->start + r->size - 1;
-	r->pgmap.nr_range = 1;
-	addr = memremap_pages(&r->pgmap, NUMA_NO_NODE);
-	if (IS_ERR(addr)) {
-		errorf(fc, pr_name "phys=%pa: cannot make page structs for %llu bytes: %pe (nopages does without)",
-		       &r->start, r->size, addr);
-		return PTR_ERR(addr);
-	}
-	r->addr = addr;
-	/* All are single pages, so a copy may cross them. */
-	r->chunk = SZ_2M;
-	return 0;
+	return false;
 }
 
-static int map_without_pages(struct fs_context *fc, struct daxfs_region *r)
+/* Maps a requested region for the kernel; pages.c makes page structs later. */
+static int map_region(struct fs_context *fc, struct daxfs_region *r, bool nopages)
 {
-	r->pages = DAXFS_PAGES_NONE;
+	if (has_foreign_pages(r)) {
+		errorf(fc, pr_name "phys=%pa: a driver has page structs for a part of it", &r->start);
+		return -EBUSY;
+	}
+	r->pages = nopages ? DAXFS_PAGES_NONE : DAXFS_PAGES_OWN;
+	if (!nopages) {
+		r->chunks = DIV_ROUND_UP_ULL(r->size, DAXFS_CHUNK);
+		r->there = bitmap_zalloc(r->chunks, GFP_KERNEL);
+		if (!r->there)
+			return -ENOMEM;
+	}
 	r->addr = memremap(r->start, r->size, MEMREMAP_WB);
 	if (!r->addr) {
 		errorf(fc, pr_name "phys=%pa: cannot map %llu bytes", &r->start, r->size);
 		return -ENOMEM;
 	}
-	r->chunk = SZ_2M;
 	return 0;
 }
 
@@ -189,7 +194,7 @@ static struct daxfs_region *phys_locked(struct fs_context *fc, phys_addr_t start
 	r->start = start;
 	r->size = size;
 	if (request_mem_region(start, size, "daxfs")) {
-		err = nopages ? map_without_pages(fc, r) : make_pages(fc, r);
+		err = map_region(fc, r, nopages);
 	} else {
 		err = use_foreign_pages(r);
 		if (err) {
@@ -324,21 +329,21 @@ struct daxfs_region *daxfs_region_dmabuf(struct fs_context *fc,
 }
 
 /*
- * Whether nobody has a reference to a page any more. Pins (of io_uring,
- * vmsplice, RDMA) outlive the file that they were taken through.
+ * Whether nobody has a reference to a page any more. What an image's pages are
+ * pinned for is pins.c's business; here it is about what is left of images that
+ * changed while they were mounted.
  */
 static bool idle(struct daxfs_region *r)
 {
 	u64 off;
 
-	if (r->dmabuf || r->pages == DAXFS_PAGES_NONE)
+	if (r->pages == DAXFS_PAGES_OWN)
+		return daxfs_pages_idle(r);
+	if (!r->foreign)
 		return true; /* its owner counts, or there is nothing to count */
-	for (off = 0; off < r->size; off += PAGE_SIZE) {
+	for (off = 0; off < r->size; off += PAGE_SIZE)
 		if (page_ref_count(daxfs_region_page(r, off)) != 1)
 			return false;
-		if (off % SZ_1G == 0)
-			cond_resched();
-	}
 	return true;
 }
 

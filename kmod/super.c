@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Mounting: options, superblocks, and the module itself. */
+#include <linux/bitmap.h>
 #include <linux/dma-buf.h>
 #include <linux/fs.h>
 #include <linux/fs_context.h>
@@ -60,6 +61,8 @@ static const struct fs_parameter_spec daxfs_params[] = {
 	fsparam_string("phys", OPT_PHYS),
 	fsparam_string("size", OPT_SIZE),
 	fsparam_string("offset", OPT_OFFSET),
+	/* mount(8) keeps "offset" for its loop devices. */
+	fsparam_string("image_offset", OPT_OFFSET),
 	fsparam_fd("dmabuf", OPT_DMABUF),
 	fsparam_string("name", OPT_NAME),
 	fsparam_flag_no("validate", OPT_VALIDATE),
@@ -210,6 +213,38 @@ static int take_region(struct fs_context *fc, struct daxfs_mount *m,
 	return 0;
 }
 
+/* Sees to it that the image's files can be mapped. */
+static int make_pages(struct fs_context *fc, struct daxfs_mount *m)
+{
+	struct daxfs_region *r = m->region;
+	struct daxfs_node n;
+	unsigned long *want, from, to;
+	u32 ino;
+	int err = 0;
+
+	if (r->pages != DAXFS_PAGES_OWN)
+		return 0;
+	want = bitmap_zalloc(r->chunks, GFP_KERNEL);
+	if (!want)
+		return -ENOMEM;
+	for (ino = 1; ino <= m->img.inode_count && ino && !err; ino++) {
+		/* A bad inode is for who wants it. */
+		if (!daxfs_node(&m->img, ino, &n) && S_ISREG(n.mode) && n.size) {
+			from = (m->offset + n.data) / DAXFS_CHUNK;
+			to = (m->offset + n.data + n.size - 1) / DAXFS_CHUNK;
+			bitmap_set(want, from, to - from + 1);
+		}
+		if (ino % 1024 == 0)
+			err = daxfs_breathe();
+	}
+	if (!err)
+		err = daxfs_pages_make(r, want);
+	bitmap_free(want);
+	if (err)
+		errorf(fc, pr_name "cannot make page structs for the image's files: error %d (nopages does without)", err);
+	return err;
+}
+
 static int daxfs_fill_super(struct super_block *sb, struct fs_context *fc)
 {
 	struct daxfs_options *o = fc->fs_private;
@@ -255,6 +290,9 @@ static int daxfs_fill_super(struct super_block *sb, struct fs_context *fc)
 			return err;
 		}
 	}
+	err = make_pages(fc, m);
+	if (err)
+		return err;
 
 	sb->s_flags |= SB_RDONLY | SB_NOATIME | SB_POSIXACL;
 	sb->s_magic = DAXFS_IMAGE_MAGIC;
