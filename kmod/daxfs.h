@@ -4,6 +4,7 @@
 #define DAXFS_H
 
 #include <linux/fs.h>
+#include <linux/ioport.h>
 #include <linux/iosys-map.h>
 #include <linux/kobject.h>
 #include <linux/memremap.h>
@@ -32,6 +33,7 @@ struct daxfs_region {
 	unsigned int users;	/* mounts; under the lock of region.c */
 
 	phys_addr_t start;	/* phys regions */
+	struct resource resource;
 	struct dma_buf *dmabuf;	/* dma-buf regions, else NULL */
 	struct iosys_map map;	/* of dmabuf */
 

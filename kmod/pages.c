@@ -24,7 +24,7 @@ static u64 chunk_end(const struct daxfs_region *r, unsigned long chunk)
 /*
  * Makes page structs for chunks [from, to), none of which has any. What
  * memremap_pages() would warn about, System RAM or others' page structs in the
- * range, cannot be there: the region was requested from the resource tree.
+ * range, cannot be there: region.c has looked.
  */
 static int make_run(struct daxfs_region *r, unsigned long from, unsigned long to)
 {

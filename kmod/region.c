@@ -79,7 +79,7 @@ static void region_free(struct daxfs_region *r)
 		daxfs_pages_free(r);
 		if (r->addr)
 			memunmap(r->addr);
-		release_mem_region(r->start, r->size);
+		remove_resource(&r->resource);
 	}
 	bitmap_free(r->there);
 	kfree(r);
@@ -170,6 +170,28 @@ static int share(struct fs_context *fc, struct daxfs_region *r, bool nopages)
 	return 0;
 }
 
+static int is_busy(struct resource *res, void *unused)
+{
+	return 1;
+}
+
+/*
+ * Enters the region into the resource tree (/proc/iomem), if no driver has
+ * requested any of it. Not as busy, which request_mem_region() would do: with
+ * CONFIG_IO_STRICT_DEVMEM that would take /dev/mem away from the pool's owner,
+ * who writes the region through it.
+ */
+static bool claim(struct daxfs_region *r)
+{
+	r->resource.name = "daxfs";
+	r->resource.start = r->start;
+	r->resource.end = r->start + r->size - 1;
+	r->resource.flags = IORESOURCE_MEM;
+	return walk_iomem_res_desc(IORES_DESC_NONE, IORESOURCE_MEM | IORESOURCE_BUSY,
+				   r->resource.start, r->resource.end, NULL, is_busy) != 1 &&
+	       !insert_resource(&iomem_resource, &r->resource);
+}
+
 static struct daxfs_region *phys_locked(struct fs_context *fc, phys_addr_t start,
 					u64 size, bool nopages)
 {
@@ -193,7 +215,7 @@ static struct daxfs_region *phys_locked(struct fs_context *fc, phys_addr_t start
 		return ERR_PTR(-ENOMEM);
 	r->start = start;
 	r->size = size;
-	if (request_mem_region(start, size, "daxfs")) {
+	if (claim(r)) {
 		err = map_region(fc, r, nopages);
 	} else {
 		err = use_foreign_pages(r);

@@ -251,7 +251,7 @@ func TestMutated(t *testing.T) {
 
 // TestCostly: no image takes time out of proportion to its size.
 func TestCostly(t *testing.T) {
-	const size = 1 << 20
+	const size = 256 << 10
 	c := startCore(t)
 	for _, i := range mutate.Costly(size) {
 		start := time.Now()
