@@ -472,16 +472,16 @@ int daxfs_target(const struct daxfs_image *img, const struct daxfs_node *n,
 }
 
 int daxfs_xattr_next(const struct daxfs_image *img, u64 xattrs, u32 xattrs_size,
-		     u32 *pos, struct daxfs_xattr *x)
+		     struct daxfs_xattr_walk *walk, struct daxfs_xattr *x)
 {
 	struct daxfs_xattr_entry e;
-	u32 rest = xattrs_size - *pos, bytes;
+	u32 rest = xattrs_size - walk->pos, bytes;
 
 	if (!rest)
 		return 0;
-	if (rest < sizeof(e))
+	if (rest < sizeof(e) || walk->seen == DAXFS_XATTRS_MAX)
 		goto bad;
-	fetch(img, &e, xattrs + *pos, sizeof(e));
+	fetch(img, &e, xattrs + walk->pos, sizeof(e));
 	x->index = e.name_index;
 	x->name_len = e.name_len;
 	x->value_size = le16_to_cpu(e.value_size);
@@ -503,13 +503,28 @@ int daxfs_xattr_next(const struct daxfs_image *img, u64 xattrs, u32 xattrs_size,
 	default:
 		goto bad;
 	}
-	x->name = img->mem + xattrs + *pos + sizeof(e);
+	x->name = img->mem + xattrs + walk->pos + sizeof(e);
 	x->value = x->name + x->name_len;
-	*pos += bytes;
+	walk->pos += bytes;
+	walk->seen++;
 	return 1;
 bad:
-	daxfs_report(img, "attributes at %llu: entry at %u is none",
-		     (unsigned long long)xattrs, *pos);
+	daxfs_report(img, "attributes at %llu: entry %u at byte %u is none, or beyond the 255th",
+		     (unsigned long long)xattrs, walk->seen, walk->pos);
+	return -EUCLEAN;
+}
+
+int daxfs_count_dir(const struct daxfs_image *img, const struct daxfs_node *dir,
+		    u64 *sum)
+{
+	u64 bytes = img->native ? dir->size : v8_bytes(dir->size);
+
+	/* Both are at most img->size, so the sum does not wrap. */
+	*sum += bytes;
+	if (*sum <= img->size)
+		return 0;
+	daxfs_report(img, "directory inode %u: directories overlap, they have %llu bytes so far",
+		     dir->ino, (unsigned long long)*sum);
 	return -EUCLEAN;
 }
 
@@ -521,16 +536,17 @@ struct check {
 	const struct daxfs_image *img;
 	u32 *links;	/* names found of each inode; of directories, of their subdirectories */
 	u8 *named;	/* whether a directory has a name */
+	u64 dirs;	/* bytes of all directories so far */
 };
 
 static int check_xattrs(const struct daxfs_image *img, const struct daxfs_node *n)
 {
+	struct daxfs_xattr_walk walk = {};
 	struct daxfs_xattr x;
-	u32 pos = 0;
 	int err;
 
 	do
-		err = daxfs_xattr_next(img, n->xattrs, n->xattrs_size, &pos, &x);
+		err = daxfs_xattr_next(img, n->xattrs, n->xattrs_size, &walk, &x);
 	while (err > 0);
 	return err;
 }
@@ -552,8 +568,12 @@ static int check_dir(struct check *c, const struct daxfs_node *dir)
 	struct daxfs_entry *e, *entry, *before;
 	struct daxfs_node n;
 	u64 i;
-	int err = -ENOMEM;
+	int err;
 
+	err = daxfs_count_dir(img, dir, &c->dirs);
+	if (err)
+		return err;
+	err = -ENOMEM;
 	entry = daxfs_zalloc(2 * sizeof(*entry));
 	if (!entry)
 		return err;

@@ -80,6 +80,12 @@ struct daxfs_xattr {
 	const u8 *value;
 };
 
+/* A walk over the attributes of an inode; zeros to begin with. */
+struct daxfs_xattr_walk {
+	u32 pos;		/* of the next entry in the run */
+	u32 seen;		/* entries so far */
+};
+
 /*
  * All return 0 or what is said, or
  *   -EUCLEAN     the image is damaged; daxfs_report() has said where
@@ -118,12 +124,18 @@ int daxfs_entry(const struct daxfs_image *img, const struct daxfs_node *dir,
 int daxfs_target(const struct daxfs_image *img, const struct daxfs_node *n,
 		 char *buf);
 
-/*
- * Reads the attribute at *pos, 0 for the first, and moves *pos on: 1, or 0 at
- * the end.
- */
+/* Reads the next attribute of a run: 1, or 0 at its end. */
 int daxfs_xattr_next(const struct daxfs_image *img, u64 xattrs, u32 xattrs_size,
-		     u32 *pos, struct daxfs_xattr *x);
+		     struct daxfs_xattr_walk *walk, struct daxfs_xattr *x);
+
+/*
+ * For who reads many directories of an image: adds what one occupies to *sum.
+ * Directories are disjoint, so that no image has more of them than bytes: this
+ * keeps the time linear that a reader of all of them takes. Returns 0, or
+ * -EUCLEAN.
+ */
+int daxfs_count_dir(const struct daxfs_image *img, const struct daxfs_node *dir,
+		    u64 *sum);
 
 /*
  * Proves what one pass over inodes and names can: all of them valid by

@@ -106,6 +106,7 @@ struct daxfs_mount {
 	bool nopages;
 	bool novalidate;
 	struct ratelimit_state report;
+	struct fs_context *fc;	/* while it is being mounted */
 	struct kobject kobj;	/* in /sys/fs/daxfs */
 	struct completion kobj_gone;
 	bool kobj_added;

@@ -19,6 +19,7 @@
 #define DAXFS_NAME_MAX		255
 #define DAXFS_LINK_MAX		4095
 #define DAXFS_XATTR_VALUE_MAX	65535
+#define DAXFS_XATTRS_MAX	255	/* of an inode */
 
 /* daxfs_super.incompat: a reader refuses bits that it does not know */
 #define DAXFS_INCOMPAT_LAYER	(1ULL << 0)	/* layer index, not mountable */

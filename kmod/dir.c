@@ -170,14 +170,18 @@ static struct dentry *daxfs_get_parent(struct dentry *dentry)
 	u32 ino = READ_ONCE(daxfs_i(child)->parent);
 	struct daxfs_node n;
 	struct inode *dir;
+	u64 sum = 0;
 	int err;
 
 	if (ino)
 		return d_obtain_alias(daxfs_iget(child->i_sb, ino));
 	for (ino = 1; ino <= img->inode_count && ino; ino++) {
 		err = daxfs_node(img, ino, &n);
-		if (!err && S_ISDIR(n.mode))
-			err = names_child(img, &n, inode_number(child));
+		if (!err && S_ISDIR(n.mode)) {
+			err = daxfs_count_dir(img, &n, &sum);
+			if (!err)
+				err = names_child(img, &n, inode_number(child));
+		}
 		if (!err && ino % 256 == 0)
 			err = daxfs_breathe();
 		if (err < 0)

@@ -38,13 +38,13 @@ static struct posix_acl *read_acl(struct inode *inode, int type)
 	const struct daxfs_inode_info *di = daxfs_i(inode);
 	u8 index = type == ACL_TYPE_ACCESS ? DAXFS_XATTR_INDEX_POSIX_ACL_ACCESS
 					   : DAXFS_XATTR_INDEX_POSIX_ACL_DEFAULT;
+	struct daxfs_xattr_walk walk = {};
 	struct posix_acl *acl = NULL;
 	struct daxfs_xattr x;
-	u32 pos = 0;
 	void *copy;
 	int err;
 
-	while ((err = daxfs_xattr_next(img, di->xattrs, di->xattrs_size, &pos, &x)) > 0) {
+	while ((err = daxfs_xattr_next(img, di->xattrs, di->xattrs_size, &walk, &x)) > 0) {
 		if (x.index != index)
 			continue;
 		copy = kmemdup(x.value, x.value_size, GFP_KERNEL);

@@ -17,16 +17,24 @@
  * What the core needs, see core.h.
  */
 
+/* Of mounts that fail: each has a limit of its own, together they have this. */
+static DEFINE_RATELIMIT_STATE(daxfs_mount_reports, 5 * HZ, 10);
+
 void daxfs_report(const struct daxfs_image *img, const char *fmt, ...)
 {
+	struct daxfs_mount *m = img->report_state;
 	struct va_format vaf = { .fmt = fmt };
 	va_list args;
 
-	if (!__ratelimit((struct ratelimit_state *)img->report_state))
+	if (!__ratelimit(&m->report))
 		return;
 	va_start(args, fmt);
 	vaf.va = &args;
-	pr_err(pr_name "%s: %pV\n", img->name, &vaf);
+	/* Who uses fsopen(2) reads it there; without a log errorf() is printk(). */
+	if (m->fc && m->fc->log.log)
+		errorf(m->fc, pr_name "%s: offset %llu: %pV", img->name, m->offset, &vaf);
+	else if (!m->fc || __ratelimit(&daxfs_mount_reports))
+		pr_err(pr_name "%s: offset %llu: %pV\n", img->name, m->offset, &vaf);
 	va_end(args);
 }
 
@@ -43,7 +51,7 @@ int daxfs_breathe(void)
 
 void *daxfs_zalloc(size_t n)
 {
-	return kvzalloc(n, GFP_KERNEL | __GFP_NOWARN);
+	return kvzalloc(n, GFP_KERNEL | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
 }
 
 void daxfs_free(void *p)
@@ -272,24 +280,17 @@ static int daxfs_fill_super(struct super_block *sb, struct fs_context *fc)
 	ratelimit_state_init(&m->report, 5 * HZ, 1);
 	ratelimit_set_flags(&m->report, RATELIMIT_MSG_ON_RELEASE);
 	m->img.name = m->name;
-	m->img.report_state = &m->report;
+	m->img.report_state = m;
+	m->fc = fc;
 
 	err = take_region(fc, m, o);
 	if (err)
 		return err;
 	err = daxfs_open(&m->img, m->region->addr + m->offset, m->region->size - m->offset);
-	if (err) {
-		errorf(fc, pr_name "no image that can be mounted at offset %llu, see the kernel's log", m->offset);
-		return err;
-	}
-	if (!m->novalidate) {
+	if (!err && !m->novalidate)
 		err = daxfs_check(&m->img);
-		if (err) {
-			if (err == -EUCLEAN)
-				errorf(fc, pr_name "the image at offset %llu is damaged, see the kernel's log", m->offset);
-			return err;
-		}
-	}
+	if (err)
+		return err;
 	err = make_pages(fc, m);
 	if (err)
 		return err;
@@ -316,6 +317,7 @@ static int daxfs_fill_super(struct super_block *sb, struct fs_context *fc)
 	sb->s_root = d_make_root(root);
 	if (!sb->s_root)
 		return -ENOMEM;
+	m->fc = NULL;
 	return daxfs_sysfs_add(sb);
 }
 

@@ -15,23 +15,24 @@ static const char *const prefixes[] = {
 	[DAXFS_XATTR_INDEX_SECURITY]		= XATTR_SECURITY_PREFIX,
 };
 
-static int next(struct inode *inode, u32 *pos, struct daxfs_xattr *x)
+static int next(struct inode *inode, struct daxfs_xattr_walk *walk,
+		struct daxfs_xattr *x)
 {
 	const struct daxfs_inode_info *di = daxfs_i(inode);
 
 	return daxfs_xattr_next(&daxfs_mount(inode->i_sb)->img, di->xattrs,
-				di->xattrs_size, pos, x);
+				di->xattrs_size, walk, x);
 }
 
 static int daxfs_getxattr(const struct xattr_handler *handler, struct dentry *dentry,
 			  struct inode *inode, const char *name, void *buf, size_t size)
 {
+	struct daxfs_xattr_walk walk = {};
 	size_t len = strlen(name);
 	struct daxfs_xattr x;
-	u32 pos = 0;
 	int err;
 
-	while ((err = next(inode, &pos, &x)) > 0) {
+	while ((err = next(inode, &walk, &x)) > 0) {
 		if (x.index != handler->flags || x.name_len != len ||
 		    memcmp(x.name, name, len))
 			continue;
@@ -80,12 +81,12 @@ COMPAT_XATTR_HANDLERS(daxfs_xattr_handlers) = {
 ssize_t daxfs_listxattr(struct dentry *dentry, char *buf, size_t size)
 {
 	struct inode *inode = d_inode(dentry);
+	struct daxfs_xattr_walk walk = {};
 	struct daxfs_xattr x;
 	ssize_t total = 0;
-	u32 pos = 0;
 	int err;
 
-	while ((err = next(inode, &pos, &x)) > 0) {
+	while ((err = next(inode, &walk, &x)) > 0) {
 		const char *prefix = prefixes[x.index];
 		size_t len = strlen(prefix);
 
@@ -115,11 +116,11 @@ ssize_t daxfs_listxattr(struct dentry *dentry, char *buf, size_t size)
 
 bool daxfs_has_acl(struct inode *inode)
 {
+	struct daxfs_xattr_walk walk = {};
 	struct daxfs_xattr x;
-	u32 pos = 0;
 	int err;
 
-	while ((err = next(inode, &pos, &x)) > 0)
+	while ((err = next(inode, &walk, &x)) > 0)
 		if (!x.name_len)
 			return true;
 	/* A bad run says so again when it is used. */
