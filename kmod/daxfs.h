@@ -122,6 +122,12 @@ static inline struct daxfs_mount *daxfs_mount(const struct super_block *sb)
 }
 
 /*
+ * Sets the bits of the pieces of the region, of unit bytes each, in which the
+ * image's files lie. Files may overlap.
+ */
+void daxfs_mark_files(struct daxfs_mount *m, unsigned long *bits, u64 unit);
+
+/*
  * pins.c
  */
 

@@ -5,6 +5,7 @@
  * something else meanwhile, so an image is not gone from sysfs, and its region
  * not given back, until nobody has more of its pages than mappings explain.
  */
+#include <linux/bitmap.h>
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/workqueue.h>
@@ -17,33 +18,31 @@ static bool page_pinned(struct page *page)
 	return page_ref_count(page) > 1 + compat_page_mapcount(page);
 }
 
-static bool file_pinned(struct daxfs_mount *m, const struct daxfs_node *n)
-{
-	struct page *page;
-	u64 off;
-
-	for (off = 0; off < n->size; off += PAGE_SIZE) {
-		page = daxfs_region_page(m->region, m->offset + n->data + off);
-		if (page && page_pinned(page))
-			return true;
-	}
-	return false;
-}
-
 static bool image_pinned(struct daxfs_mount *m)
 {
-	struct daxfs_node n;
-	u32 ino;
+	struct daxfs_region *r = m->region;
+	unsigned long n = r->size >> PAGE_SHIFT, i, *bits;
+	struct page *page;
+	bool pinned = false;
 
 	/* The exporter of a dma-buf counts its pages in its own way. */
-	if (m->region->dmabuf || m->region->pages == DAXFS_PAGES_NONE)
+	if (r->dmabuf || r->pages == DAXFS_PAGES_NONE)
 		return false;
-	for (ino = 1; ino <= m->img.inode_count && ino; ino++) {
-		if (!daxfs_node(&m->img, ino, &n) && S_ISREG(n.mode) && file_pinned(m, &n))
-			return true;
-		cond_resched();
+	/* Files may share pages: each is looked at once. */
+	bits = kvcalloc(BITS_TO_LONGS(n), sizeof(*bits), GFP_KERNEL | __GFP_NOWARN);
+	if (!bits)
+		return true; /* perhaps; we will look again */
+	daxfs_mark_files(m, bits, PAGE_SIZE);
+	for_each_set_bit(i, bits, n) {
+		page = daxfs_region_page(r, (u64)i << PAGE_SHIFT);
+		pinned = page && page_pinned(page);
+		if (pinned)
+			break;
+		if (i % 4096 == 0)
+			cond_resched();
 	}
-	return false;
+	kvfree(bits);
+	return pinned;
 }
 
 static void free_mount(struct daxfs_mount *m, bool wait)

@@ -221,32 +221,38 @@ static int take_region(struct fs_context *fc, struct daxfs_mount *m,
 	return 0;
 }
 
+void daxfs_mark_files(struct daxfs_mount *m, unsigned long *bits, u64 unit)
+{
+	struct daxfs_node n;
+	u64 from, to;
+	u32 ino;
+
+	for (ino = 1; ino <= m->img.inode_count && ino; ino++) {
+		/* A bad inode is for who wants to use it. */
+		if (!daxfs_node(&m->img, ino, &n) && S_ISREG(n.mode) && n.size) {
+			from = (m->offset + n.data) / unit;
+			to = (m->offset + n.data + n.size - 1) / unit;
+			bitmap_set(bits, from, to - from + 1);
+		}
+		if (ino % 1024 == 0)
+			cond_resched();
+	}
+}
+
 /* Sees to it that the image's files can be mapped. */
 static int make_pages(struct fs_context *fc, struct daxfs_mount *m)
 {
 	struct daxfs_region *r = m->region;
-	struct daxfs_node n;
-	unsigned long *want, from, to;
-	u32 ino;
-	int err = 0;
+	unsigned long *want;
+	int err;
 
 	if (r->pages != DAXFS_PAGES_OWN)
 		return 0;
 	want = bitmap_zalloc(r->chunks, GFP_KERNEL);
 	if (!want)
 		return -ENOMEM;
-	for (ino = 1; ino <= m->img.inode_count && ino && !err; ino++) {
-		/* A bad inode is for who wants it. */
-		if (!daxfs_node(&m->img, ino, &n) && S_ISREG(n.mode) && n.size) {
-			from = (m->offset + n.data) / DAXFS_CHUNK;
-			to = (m->offset + n.data + n.size - 1) / DAXFS_CHUNK;
-			bitmap_set(want, from, to - from + 1);
-		}
-		if (ino % 1024 == 0)
-			err = daxfs_breathe();
-	}
-	if (!err)
-		err = daxfs_pages_make(r, want);
+	daxfs_mark_files(m, want, DAXFS_CHUNK);
+	err = daxfs_pages_make(r, want);
 	bitmap_free(want);
 	if (err)
 		errorf(fc, pr_name "cannot make page structs for the image's files: error %d (nopages does without)", err);
