@@ -105,15 +105,6 @@ static inline void compat_set_uuid(struct super_block *sb, const u8 *uuid)
 #define COMPAT_IMPORT_NS_DMA_BUF	MODULE_IMPORT_NS(DMA_BUF)
 #endif
 
-/* 6.18: pfn_t is gone */
-#if SINCE(6, 18)
-#define compat_insert_frame(vma, addr, pfn)	vmf_insert_mixed(vma, addr, pfn)
-#else
-#include <linux/pfn_t.h>
-#define compat_insert_frame(vma, addr, pfn) \
-	vmf_insert_mixed(vma, addr, pfn_to_pfn_t(pfn))
-#endif
-
 /* 7.0: the hint is gone */
 static inline struct dev_pagemap *compat_get_dev_pagemap(unsigned long pfn)
 {

@@ -180,8 +180,8 @@ long daxfs_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
  * fault.c: pool frames in processes
  */
 
-/* Prepares a mapping; the caller sets vm_ops. */
-int daxfs_map(struct vm_area_struct *vma);
+/* Prepares a mapping of a region's memory; the caller sets vm_ops. */
+int daxfs_map(struct vm_area_struct *vma, const struct daxfs_region *r);
 /*
  * Answers a fault in a mapping of [off, off + size) of a region, off a multiple
  * of the page size. ra keeps what the access looks like.

@@ -93,12 +93,13 @@ static const struct vm_operations_struct buf_vm_ops = {
 /* The mapping holds the dma-buf's file, and that the daxfs_buf. */
 static int buf_mmap(struct dma_buf *dmabuf, struct vm_area_struct *vma)
 {
-	int err = daxfs_map(vma);
+	struct daxfs_buf *b = dmabuf->priv;
+	int err = daxfs_map(vma, b->region);
 
 	if (err)
 		return err;
 	vma->vm_ops = &buf_vm_ops;
-	vma->vm_private_data = dmabuf->priv;
+	vma->vm_private_data = b;
 	return 0;
 }
 

@@ -16,7 +16,7 @@
 #define BATCH_MIN	16UL
 #define BATCH_MAX	512UL
 
-int daxfs_map(struct vm_area_struct *vma)
+int daxfs_map(struct vm_area_struct *vma, const struct daxfs_region *r)
 {
 	if ((vma->vm_flags & VM_SHARED) && (vma->vm_flags & VM_WRITE))
 		return -EACCES;
@@ -26,7 +26,10 @@ int daxfs_map(struct vm_area_struct *vma)
 	 */
 	if (vma->vm_flags & VM_MAYSHARE)
 		compat_vm_flags_clear(vma, VM_MAYWRITE);
-	compat_vm_flags_set(vma, VM_MIXEDMAP);
+	if (r->pages != DAXFS_PAGES_NONE)
+		compat_vm_flags_set(vma, VM_MIXEDMAP);
+	else if (vma->vm_flags & VM_MAYSHARE)
+		compat_vm_flags_set(vma, VM_PFNMAP);
 	return 0;
 }
 
@@ -38,13 +41,16 @@ int daxfs_map(struct vm_area_struct *vma)
 static unsigned long batch(const struct vm_area_struct *vma,
 			   const struct file_ra_state *ra, pgoff_t pgoff)
 {
+	/* To the end of the smallest batch that the page lies in. */
+	unsigned long few = BATCH_MIN - pgoff % BATCH_MIN;
+
 	if (vma->vm_flags & VM_RAND_READ)
-		return BATCH_MIN;
+		return few;
 	if (vma->vm_flags & VM_SEQ_READ)
 		return BATCH_MAX;
 	if (pgoff && READ_ONCE(ra->start) == pgoff)
 		return clamp(4UL * READ_ONCE(ra->size), BATCH_MIN, BATCH_MAX);
-	return BATCH_MIN;
+	return few;
 }
 
 /*
@@ -91,7 +97,7 @@ static void note_batch(const struct vm_fault *vmf, struct file_ra_state *ra,
 		       unsigned long n)
 {
 	WRITE_ONCE(ra->start, vmf->pgoff + n);
-	WRITE_ONCE(ra->size, n);
+	WRITE_ONCE(ra->size, max(n, BATCH_MIN));
 }
 
 static vm_fault_t map_pages(struct vm_fault *vmf, struct daxfs_region *r, u64 off,
@@ -109,12 +115,11 @@ static vm_fault_t map_pages(struct vm_fault *vmf, struct daxfs_region *r, u64 of
 	note_batch(vmf, ra, n);
 
 	/*
-	 * Access that goes backwards shall not fault at each page: also the
-	 * pages in front, up to a multiple of the smallest batch. Not needed, so
-	 * errors do not matter.
+	 * Access that goes backwards shall not fault at each page: the rest of
+	 * the smallest batch. Not needed, so errors do not matter.
 	 */
 	back = min(vmf->pgoff % BATCH_MIN, (addr - vma->vm_start) >> PAGE_SHIFT);
-	if (back && n <= BATCH_MIN)
+	if (back && n < BATCH_MIN)
 		insert_pages(vma, addr - back * PAGE_SIZE, r, off - back * PAGE_SIZE, back);
 	return VM_FAULT_NOPAGE;
 }
@@ -128,8 +133,8 @@ static vm_fault_t map_frames(struct vm_fault *vmf, struct daxfs_region *r, u64 o
 
 	n = clipped_batch(vmf, addr, file_pages, ra);
 	for (i = 0; i < n; i++) {
-		ret = compat_insert_frame(vmf->vma, addr + i * PAGE_SIZE,
-					  daxfs_region_pfn(r, off + i * PAGE_SIZE));
+		ret = vmf_insert_pfn(vmf->vma, addr + i * PAGE_SIZE,
+				     daxfs_region_pfn(r, off + i * PAGE_SIZE));
 		if (ret != VM_FAULT_NOPAGE)
 			return i ? VM_FAULT_NOPAGE : ret;
 	}

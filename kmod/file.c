@@ -89,7 +89,7 @@ static int daxfs_mmap(struct file *file, struct vm_area_struct *vma)
 
 	if (!aligned(file_inode(file)))
 		return -ENODEV;
-	err = daxfs_map(vma);
+	err = daxfs_map(vma, daxfs_mount(file_inode(file)->i_sb)->region);
 	if (err)
 		return err;
 	vma->vm_ops = &daxfs_vm_ops;
@@ -132,6 +132,7 @@ const struct file_operations daxfs_file_ops = {
 	.read_iter	= daxfs_read_iter,
 	.splice_read	= compat_splice_read,
 	.mmap		= daxfs_mmap,
+	.fsync		= noop_fsync,
 	.unlocked_ioctl	= daxfs_ioctl,
 	.compat_ioctl	= compat_ptr_ioctl,
 };

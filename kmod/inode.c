@@ -52,9 +52,10 @@ static struct posix_acl *read_acl(struct inode *inode, int type)
 			return ERR_PTR(-ENOMEM);
 		acl = posix_acl_from_xattr(&init_user_ns, copy, x.value_size);
 		kfree(copy);
-		if (IS_ERR(acl))
-			daxfs_report(img, "inode %lu: attribute is no POSIX ACL", inode_number(inode));
-		return acl;
+		if (acl == ERR_PTR(-ENOMEM) || !IS_ERR(acl))
+			return acl;
+		daxfs_report(img, "inode %lu: attribute is no POSIX ACL", inode_number(inode));
+		return ERR_PTR(-EUCLEAN);
 	}
 	return ERR_PTR(err);
 }

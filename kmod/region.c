@@ -47,7 +47,7 @@ struct page *daxfs_region_page(struct daxfs_region *r, u64 off)
  */
 static bool usable_page(struct page *page, bool compound)
 {
-	return page_ref_count(page) > 0 && !PageAnon(page) && !PageSlab(page) &&
+	return folio_ref_count(page_folio(page)) > 0 && !PageAnon(page) && !PageSlab(page) &&
 	       (compound || !PageCompound(page));
 }
 

@@ -69,8 +69,8 @@ static const struct fs_parameter_spec daxfs_params[] = {
 	fsparam_string("phys", OPT_PHYS),
 	fsparam_string("size", OPT_SIZE),
 	fsparam_string("offset", OPT_OFFSET),
-	/* mount(8) keeps "offset" for its loop devices. */
-	fsparam_string("image_offset", OPT_OFFSET),
+	/* mount(8) keeps "offset" for its loop devices; EROFS's name for it. */
+	fsparam_string("fsoffset", OPT_OFFSET),
 	fsparam_fd("dmabuf", OPT_DMABUF),
 	fsparam_string("name", OPT_NAME),
 	fsparam_flag_no("validate", OPT_VALIDATE),

@@ -46,16 +46,18 @@ static u8 *copy(const u8 *p, size_t n)
 
 static void attributes(struct walk *w, const struct daxfs_node *n)
 {
+	struct daxfs_xattr_walk at = {};
 	struct daxfs_xattr x;
-	u32 pos = 0, before;
+	u32 before;
 	int err;
 
-	while (before = pos,
-	       (err = daxfs_xattr_next(w->img, n->xattrs, n->xattrs_size, &pos, &x)) > 0) {
+	while (before = at.pos,
+	       (err = daxfs_xattr_next(w->img, n->xattrs, n->xattrs_size, &at, &x)) > 0) {
 		u8 *name = copy(x.name, x.name_len);
 		u8 *value = copy(x.value, x.value_size);
 
-		PROMISE(pos > before && pos <= n->xattrs_size);
+		PROMISE(at.pos > before && at.pos <= n->xattrs_size);
+		PROMISE(at.seen <= 255);
 		if (w->out) {
 			fprintf(w->out, " %u:", x.index);
 			hex(w->out, name, x.name_len);
