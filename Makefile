@@ -1,7 +1,7 @@
 # See README.md and CONTRIBUTING.md. Everything below runs on a Debian machine
 # with Go; demo, test and bench need root.
 .DEFAULT_GOAL := build
-.PHONY: build test demo bench fuzz lint clean
+.PHONY: build test lab proof demo bench fuzz lint clean
 
 COMMANDS := $(notdir $(wildcard cmd/*))
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
@@ -11,12 +11,24 @@ build:
 	@mkdir -p bin
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(COMMANDS:%=./cmd/%)
 
-# What a test may skip elsewhere must run here. One go test run at the end, so
-# that its summary is the last thing said.
+# What a test may skip elsewhere must run here. The lab's kernels come last, in
+# short: "make lab" runs all that they have.
 test:
 	script/setup.sh
 	go vet ./...
 	DAXFS_TEST_REQUIRE=root,containerd,tools script/with-cgroups.sh go test -timeout 25m ./...
+	DAXFS_TEST_REQUIRE=root,tools,vm go test -short -timeout 25m ./integration/vm/...
+
+# Real kernels in QEMU, several at once on one memory, with our module.
+lab:
+	script/setup.sh
+	DAXFS_TEST_REQUIRE=root,tools,vm go test -timeout 120m -v ./integration/vm/...
+
+# What docs/benchmarks.md says of memory and speed; takes the machine for 20
+# minutes. Fails if a target is missed.
+proof:
+	script/setup.sh
+	go run ./integration/vm/proof -check
 
 demo:
 	script/with-cgroups.sh script/demo.sh

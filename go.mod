@@ -3,6 +3,7 @@ module github.com/daxfs/containerd-daxfs
 go 1.26.8
 
 require (
+	github.com/cavaliergopher/cpio v1.0.1
 	github.com/containerd/containerd/v2 v2.4.2
 	github.com/containerd/errdefs v1.0.0
 	github.com/erofs/go-erofs v0.3.1

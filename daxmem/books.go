@@ -23,13 +23,17 @@ type extent struct {
 type record struct {
 	entry
 	slot   int
-	spans  []span    // space that it alone owns: the segment, or what could be reserved of it
+	spans  []span    // space that it alone owns: the segment, then an image's copies; or what could be reserved of them
 	exts   []*extent // of a layer
 	layers []*record // of an image
 	users  int       // images, published or being built, that draw from it
 	pins   int
 	why    string // quarantined: the reason
 }
+
+// selfContained reports whether r is an image with files of its own, which lies
+// among the extents.
+func (r *record) selfContained() bool { return r.word.kind() == KindImage && len(r.layers) == 0 }
 
 func (r *record) public() *Record {
 	return &Record{
@@ -151,7 +155,7 @@ func (b *books) enter(r *record) {
 		e.published = true
 	}
 	b.seq = max(b.seq, r.seq)
-	if len(r.spans) > 0 {
+	if len(r.spans) > 0 && !r.selfContained() {
 		s := r.spans[0]
 		b.segTop = max(b.segTop, s.off+s.size)
 	}

@@ -98,6 +98,9 @@ func (c *checker) run(ctx context.Context) error {
 		c.total += s.size
 	}
 	if c.opts.Data {
+		for _, s := range subjects {
+			c.total += s.copiesSpan().size
+		}
 		for _, j := range jobs {
 			c.total += j.size
 		}
@@ -119,6 +122,15 @@ func (c *checker) run(ctx context.Context) error {
 			return err
 		}
 		c.progress(j.size)
+	}
+	for _, s := range subjects {
+		if s.copiesSpan().size == 0 {
+			continue
+		}
+		if err := c.copies(ctx, s); err != nil {
+			return err
+		}
+		c.progress(s.copiesSpan().size)
 	}
 	return nil
 }
@@ -195,6 +207,31 @@ func (c *checker) data(ctx context.Context, j job) error {
 		found = err.Error()
 	}
 	c.bad(extentName(j.extent)+" of "+recordName(j.by.word.kind(), j.by.key), j.off, j.size, fmt.Sprintf("digest %x", j.digest[:8]), "%s", found)
+	return nil
+}
+
+// copiesSpan is where a self-contained image's files are; empty for others.
+func (s subject) copiesSpan() span {
+	if len(s.rec.spans) < 2 {
+		return span{}
+	}
+	return s.rec.spans[1]
+}
+
+func (c *checker) copies(ctx context.Context, s subject) error {
+	at := s.copiesSpan()
+	d, err := hashRegion(ctx, c.p.region, at.off, at.size)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err == nil && d == s.entry.copies || c.changed(s) {
+		return nil
+	}
+	found := fmt.Sprintf("%x", d[:8])
+	if err != nil {
+		found = err.Error()
+	}
+	c.bad("files of "+recordName(s.word.kind(), s.key), at.off, at.size, fmt.Sprintf("digest %x", s.entry.copies[:8]), "%s", found)
 	return nil
 }
 

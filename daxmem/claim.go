@@ -112,8 +112,8 @@ func (l *loader) prove(ctx context.Context) error {
 }
 
 // claimImages enters sound images whose layers are there and were published
-// before them.
-func (l *loader) claimImages(images []*found, badLayers map[[32]byte]uint64) (bad []*found) {
+// before them, and those that need none.
+func (l *loader) claimImages(ctx context.Context, images []*found, badLayers map[[32]byte]uint64) (bad []*found, err error) {
 	slices.SortStableFunc(images, newestFirst)
 	for _, f := range images {
 		rec := f.rec
@@ -131,11 +131,11 @@ func (l *loader) claimImages(images []*found, badLayers map[[32]byte]uint64) (ba
 		case missing != "":
 			rec.why = missing
 		default:
-			seg := span{rec.off, disk.AlignUp(rec.size, blockSize)}
-			if err := l.alloc.Reserve(seg.off, seg.size); err != nil {
-				rec.why = "segment: " + err.Error()
-			} else {
-				rec.spans = []span{seg}
+			if rec.why, err = l.proveCopies(ctx, f); err != nil {
+				return nil, err
+			}
+			if rec.why == "" {
+				rec.why = l.claimImage(f)
 			}
 		}
 		if rec.why != "" {
@@ -147,7 +147,46 @@ func (l *loader) claimImages(images []*found, badLayers map[[32]byte]uint64) (ba
 		}
 		l.enter(rec)
 	}
-	return bad
+	return bad, nil
+}
+
+// claimImage reserves the segment of an image and its copies, all or nothing.
+func (l *loader) claimImage(f *found) (why string) {
+	all := f.seg.spans(f.rec.off, f.rec.size)
+	for i, s := range all {
+		if err := l.alloc.Reserve(s.off, s.size); err != nil {
+			for _, s := range all[:i] {
+				l.alloc.Free(s.off, s.size)
+			}
+			return "segment: " + err.Error()
+		}
+	}
+	f.rec.spans = all
+	return ""
+}
+
+// proveCopies judges whether an image without layers may be, and hashes its
+// files if it is not durable and writes may be missing.
+func (l *loader) proveCopies(ctx context.Context, f *found) (why string, err error) {
+	switch {
+	case len(f.seg.layers) > 0:
+		return "", nil
+	case l.sup.incompat&featSelfContained == 0:
+		return "image without layers in a pool of shared extents", nil
+	case !l.lossy || f.rec.flags&flagDurable != 0 || f.seg.copies == 0:
+		return "", nil
+	}
+	s := f.seg.spans(f.rec.off, f.rec.size)[1]
+	d, err := hashRegion(ctx, l.region, s.off, s.size)
+	switch {
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case err != nil:
+		return err.Error(), nil
+	case d != f.rec.copies:
+		return fmt.Sprintf("files [%d,+%d): digest %x, want %x", s.off, s.size, d[:8], f.rec.copies[:8]), nil
+	}
+	return "", nil
 }
 
 // resolve finds the layers of an image. missing says which is not there.
@@ -201,27 +240,29 @@ func damagedBelow(f *found, badLayers map[[32]byte]uint64) bool {
 // keeps seeing the same bytes.
 func (l *loader) claimRest(f *found) {
 	rec := f.rec
-	size, rows := rec.size, []row(nil)
+	size, rows := disk.AlignUp(rec.size, blockSize), []row(nil)
 	if f.seg != nil {
 		rows = f.seg.rows
+		size += f.seg.copies
 		if rec.layers == nil {
 			l.resolve(f)
 		}
 	} else {
 		var there int64
-		there, rows = salvage(l.region, rec.off, l.sup.dataStart, l.size)
+		_, there, rows = salvage(l.region, rec.off, l.sup.dataStart, l.size)
 		if there == 0 && f.cond != condLive {
 			if off, ok := l.findSegment(rec.digest); ok {
 				rec.off = off
-				there, rows = salvage(l.region, off, l.sup.dataStart, l.size)
+				_, there, rows = salvage(l.region, off, l.sup.dataStart, l.size)
 			}
 		}
+		size = max(size, there)
 		if f.cond != condLive { // the record's own size is a hint at best
 			size = there
 		}
 	}
 	if size > 0 && rec.off >= l.sup.dataStart && rec.off%blockSize == 0 && rec.off <= l.size && size <= l.size-rec.off {
-		l.reserveFree(rec, rec.off, disk.AlignUp(size, blockSize))
+		l.reserveFree(rec, rec.off, size)
 	}
 	for _, w := range rows {
 		if e := l.byOff[w.off]; e != nil && e.row == w {
@@ -262,7 +303,7 @@ func (l *loader) findSegment(digest [32]byte) (off int64, ok bool) {
 				if _, err := disk.DecodeSuperblock(b[i:]); err != nil {
 					continue
 				}
-				size, _ := salvage(l.region, at+int64(i), l.sup.dataStart, l.size)
+				size, _, _ := salvage(l.region, at+int64(i), l.sup.dataStart, l.size)
 				if size == 0 {
 					continue
 				}

@@ -61,7 +61,11 @@ func story(t *testing.T, p *Pool, s *promise, rnd *rand.Rand) {
 		}
 	}
 	image := func(name string, layers ...string) {
-		addImage(t, p, name, layers...)
+		if p.SelfContained() {
+			addSelfContained(t, p, name, layers...)
+		} else {
+			addImage(t, p, name, layers...)
+		}
 		s.live["image "+name] = nil
 	}
 	sync := func() {
@@ -119,9 +123,11 @@ type crash struct{}
 // until plays the story and returns what there was before its n-th write, or
 // at its end. The story goes on after that write: what it does then is not
 // looked at.
-func until(t *testing.T, seed uint64, n int) (at *moment, ended bool) {
+func until(t *testing.T, seed uint64, n int, selfContained bool) (at *moment, ended bool) {
 	m := newMem(2 * mib)
-	p, err := Create(bg, m, boot(bootA))
+	opts := boot(bootA)
+	opts.SelfContained = selfContained
+	p, err := Create(bg, m, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +205,10 @@ func verify(t *testing.T, mem []byte, id [16]byte, must map[string][][]byte) {
 	}
 }
 
-func TestCrash(t *testing.T) {
+func TestCrash(t *testing.T)              { testCrash(t, false) }
+func TestCrashSelfContained(t *testing.T) { testCrash(t, true) }
+
+func testCrash(t *testing.T, selfContained bool) {
 	subsets, seeds := 12, uint64(2)
 	if testing.Short() {
 		subsets, seeds = 3, 1
@@ -207,7 +216,7 @@ func TestCrash(t *testing.T) {
 	for seed := range seeds {
 		points := 0
 		for n := 0; ; n++ {
-			m, ended := until(t, seed, n)
+			m, ended := until(t, seed, n, selfContained)
 			s := m.promise
 			t.Run(fmt.Sprintf("seed %d/write %d/kill", seed, n), func(t *testing.T) {
 				verify(t, bytes.Clone(m.mem), bootA, s.live)
@@ -253,7 +262,7 @@ func TestCrash(t *testing.T) {
 func TestCrashInOpen(t *testing.T) {
 	for seed := range uint64(40) {
 		rnd := rand.New(rand.NewPCG(seed, 3))
-		m, _ := until(t, 5, 30+rnd.IntN(60))
+		m, _ := until(t, 5, 30+rnd.IntN(60), seed%2 == 1)
 		mem := bytes.Clone(m.synced)
 		for _, op := range m.ops {
 			if rnd.IntN(2) == 0 {

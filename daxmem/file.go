@@ -20,7 +20,9 @@ type fileRegion struct {
 func (r *fileRegion) ReadAt(b []byte, off int64) (int, error)  { return r.f.ReadAt(b, off) }
 func (r *fileRegion) WriteAt(b []byte, off int64) (int, error) { return r.f.WriteAt(b, off) }
 func (r *fileRegion) Size() int64                              { return r.size.Load() }
-func (r *fileRegion) Kind() string                             { return "file" }
+func (r *fileRegion) Fixed() bool                              { return false }
+func (r *fileRegion) Address() uint64                          { return 0 }
+func (r *fileRegion) Kind() string                             { return KindFile }
 func (r *fileRegion) Path() string                             { return r.path }
 func (r *fileRegion) Close() error                             { return r.f.Close() }
 

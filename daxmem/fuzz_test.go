@@ -26,6 +26,11 @@ func FuzzParseSegment(f *testing.F) {
 		if err != nil {
 			return
 		}
+		for _, s := range seg.spans(off, int64(len(b))) {
+			if s.off < off || s.size <= 0 || s.off%blockSize != 0 || s.off+s.size > region {
+				t.Fatalf("accepted a segment of %d bytes with space %+v", len(b), s)
+			}
+		}
 		for _, w := range seg.rows {
 			if w.off < off+int64(len(b)) || w.off%blockSize != 0 || w.size <= 0 || w.off+w.space() > region {
 				t.Fatalf("accepted %+v", w)
@@ -33,7 +38,10 @@ func FuzzParseSegment(f *testing.F) {
 		}
 		m := newMem(region)
 		copy(m.mem[off:], b)
-		_, rows := salvage(m, off, blockSize, region)
+		size, space, rows := salvage(m, off, blockSize, region)
+		if size < 0 || space < size || space > region-off {
+			t.Fatalf("salvaged a segment of %d bytes in %d", size, space)
+		}
 		for _, w := range rows {
 			if w.off < blockSize || w.off+w.space() > region {
 				t.Fatalf("salvaged %+v", w)

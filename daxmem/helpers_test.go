@@ -190,7 +190,7 @@ func mustStat(t testing.TB, p *Pool) Stat {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sum := s.Superblock + s.Catalog + s.Segments + s.Extents + s.Quarantined + s.Inflight + s.Retired + s.Lost + s.Free; sum != s.Size {
+	if sum := s.Superblock + s.Catalog + s.Segments + s.Extents + s.Copies + s.Quarantined + s.Inflight + s.Retired + s.Lost + s.Free; sum != s.Size {
 		t.Fatalf("owners add up to %d, want %d", sum, s.Size)
 	}
 	return s

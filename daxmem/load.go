@@ -63,7 +63,11 @@ func load(ctx context.Context, r Region, sup *super, size int64, lossy bool) (*l
 	}
 	// Space of the bad is reserved before images are judged, and after all that
 	// is sound has been claimed: a damaged record cannot push a sound one out.
-	bad = append(bad, l.claimImages(images, l.badLayers(bad))...)
+	badImages, err := l.claimImages(ctx, images, l.badLayers(bad))
+	if err != nil {
+		return nil, err
+	}
+	bad = append(bad, badImages...)
 	for _, f := range bad {
 		l.claimRest(f)
 	}

@@ -124,6 +124,8 @@ func (m *memRegion) Grow(size int64) error {
 	return nil
 }
 func (m *memRegion) Size() int64               { return int64(len(m.mem)) }
+func (m *memRegion) Fixed() bool               { return false }
+func (m *memRegion) Address() uint64           { return 0 }
 func (m *memRegion) Kind() string              { return "mem" }
 func (m *memRegion) Path() string              { return "mem" }
 func (m *memRegion) Allocated() (int64, error) { return int64(len(m.mem)), nil }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/google/uuid"
@@ -12,8 +13,10 @@ import (
 	"github.com/daxfs/containerd-daxfs/internal/disk"
 )
 
-// Create writes an empty pool over all of region, which must read as zeros,
-// and opens it. The pool owns the region from here on, also when Create fails.
+// Create writes an empty pool over all of region and opens it. A region that
+// holds something where a pool begins is refused with ErrNotPool; what else a
+// fixed one holds is overwritten. The pool owns the region from here on, also
+// when Create fails.
 func Create(ctx context.Context, region Region, opts Options) (*Pool, error) {
 	p, err := create(ctx, region, opts)
 	if err != nil {
@@ -23,6 +26,7 @@ func Create(ctx context.Context, region Region, opts Options) (*Pool, error) {
 }
 
 func create(ctx context.Context, region Region, opts Options) (*Pool, error) {
+	opts = opts.within(region)
 	if opts.MaxSize > region.Size() {
 		if err := region.Grow(opts.MaxSize &^ (blockSize - 1)); err != nil {
 			return nil, err
@@ -34,6 +38,9 @@ func create(ctx context.Context, region Region, opts Options) (*Pool, error) {
 		uuid: uuid.New(), createdSize: size, records: records,
 		dataStart: disk.AlignUp(int64(catalogStart)+int64(records)*recordSize, blockSize),
 		created:   time.Now().UnixNano(),
+	}
+	if opts.SelfContained {
+		sup.incompat |= featSelfContained
 	}
 	if size < sup.dataStart+2*blockSize {
 		return nil, invalidf("%d bytes, want at least %d", size, sup.dataStart+2*blockSize)
@@ -53,6 +60,12 @@ func create(ctx context.Context, region Region, opts Options) (*Pool, error) {
 	// Not a hole: publishing must not depend on space for the record.
 	if err := writeZeros(region, catalogStart, sup.dataStart-catalogStart); err != nil {
 		return nil, fmt.Errorf("write catalog: %w", err)
+	}
+	if region.Fixed() {
+		// A new file is all zeros (invariant Z), memory is what it was before.
+		if err := region.Punch(sup.dataStart, size-sup.dataStart); err != nil {
+			return nil, fmt.Errorf("clear region: %w", err)
+		}
 	}
 	// The superblock last: a pool that was not made completely has no magic.
 	own := owner{seq: 0, size: size, boot: boot, state: ownerOpen}
@@ -90,32 +103,43 @@ func OpenReadOnly(ctx context.Context, region Region) (*Pool, error) {
 	return p, nil
 }
 
-// OpenOrCreate opens the pool in the file at path, or makes one of
-// opts.MaxSize bytes where there is no file, or one whose creation was cut
-// short.
-func OpenOrCreate(ctx context.Context, path string, opts Options) (*Pool, error) {
-	region, err := OpenFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		if region, err = CreateFile(path, opts.MaxSize); err != nil {
+// OpenOrCreate opens the pool at a location, in its text form. It makes one
+// where there is no file, of opts.MaxSize bytes, and in a region that begins
+// with zeros: memory that is used for the first time, or a pool whose creation
+// was cut short.
+func OpenOrCreate(ctx context.Context, location string, opts Options) (*Pool, error) {
+	region, err := OpenRegion(location)
+	if errors.Is(err, os.ErrNotExist) && filepath.Dir(location) != "/dev" { // devices are not made
+		if region, err = CreateFile(location, opts.MaxSize); err != nil {
 			return nil, err
 		}
 		p, err := Create(ctx, region, opts)
 		if err != nil {
-			err = errors.Join(err, os.Remove(path))
+			err = errors.Join(err, os.Remove(location))
 		}
 		return p, err
 	}
 	if err != nil {
 		return nil, err
 	}
-	head := make([]byte, min(superSize, region.Size()))
-	if _, err := region.ReadAt(head, 0); err != nil {
-		return nil, fmt.Errorf("open pool in %s: %w", path, errors.Join(err, region.Close()))
+	blank, err := Blank(region)
+	if err != nil {
+		return nil, fmt.Errorf("open pool in %s: %w", location, errors.Join(err, region.Close()))
 	}
-	if isZero(head) {
+	if blank {
 		return Create(ctx, region, opts)
 	}
 	return Open(ctx, region, opts)
+}
+
+// Blank reports whether a region begins with zeros where a pool, or something
+// else, would begin.
+func Blank(region Region) (bool, error) {
+	head := make([]byte, min(superSize, region.Size()))
+	if _, err := region.ReadAt(head, 0); err != nil {
+		return false, err
+	}
+	return isZero(head), nil
 }
 
 func readSuper(region Region) (*super, *owner, error) {
@@ -152,6 +176,7 @@ func open(ctx context.Context, region Region, opts Options, ro bool) (*Pool, err
 	if err != nil {
 		return nil, err
 	}
+	opts = opts.within(region)
 	size := own.size
 	if want := opts.MaxSize &^ (blockSize - 1); !ro && want > size {
 		// A crash before the superblock tells of it leaves a longer file, no more.

@@ -14,10 +14,15 @@ import (
 
 // Options of a pool. The zero value is usable.
 type Options struct {
-	// MaxSize is how many bytes the pool may use; Open grows the region to it.
-	// Smaller than the region: the region stays, and no more is allocated once
-	// that much is in use. 0: the region's size.
+	// MaxSize is how many bytes the pool may use; Open grows the region to it,
+	// where the region is not fixed. Smaller than the region: the region stays,
+	// and no more is allocated once that much is in use. 0: the region's size.
 	MaxSize int64
+
+	// SelfContained is for Create: every image of the pool has copies of its
+	// files of its own, which costs space, and is what a file system needs that
+	// cannot share pages between inodes.
+	SelfContained bool
 
 	// SyncOnPublish makes a publication wait until it is durable.
 	SyncOnPublish bool
@@ -29,6 +34,14 @@ type Options struct {
 
 	// bootID stands in for the kernel's, in tests.
 	bootID func() ([16]byte, error)
+}
+
+// within returns opts for a pool in region.
+func (opts Options) within(region Region) Options {
+	if region.Fixed() {
+		opts.MaxSize = min(opts.MaxSize, region.Size())
+	}
+	return opts
 }
 
 // Pool is an allocator and a catalog over one region. All methods are safe for
@@ -156,6 +169,10 @@ func (p *Pool) end() { p.ops.Done() }
 
 // UUID identifies the pool wherever its region is mapped.
 func (p *Pool) UUID() uuid.UUID { return p.sup.uuid }
+
+// SelfContained reports whether the pool was created for self-contained images:
+// PublishSelfContained is used in place of PublishImage.
+func (p *Pool) SelfContained() bool { return p.sup.incompat&featSelfContained != 0 }
 
 // Region is the memory the pool lives in, for engines that mount from it.
 func (p *Pool) Region() Region { return p.region }

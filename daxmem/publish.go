@@ -4,9 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
-
-	"github.com/daxfs/containerd-daxfs/internal/disk"
 )
 
 // BuildFunc makes the bytes of a segment that will lie at off in the region.
@@ -20,17 +19,23 @@ type draft struct {
 	off    int64
 	size   int64
 	digest [32]byte
+	copies [32]byte // digest
 	seg    *segment
 }
 
 // prepare makes a draft of a segment that must end at or below limit.
 func (p *Pool) prepare(ctx context.Context, kind Kind, size, limit int64, build BuildFunc) (*draft, error) {
+	return p.draft(ctx, kind, size, size, func() (int64, bool) { return p.allocSegment(size, limit) }, build)
+}
+
+// draft makes a draft of a segment in space bytes that place finds.
+func (p *Pool) draft(ctx context.Context, kind Kind, size, space int64, place func() (int64, bool), build BuildFunc) (*draft, error) {
 	slot, err := p.takeSlot(ctx)
 	if err != nil {
 		return nil, err
 	}
 	d := &draft{slot: slot, size: size}
-	d.off, err = p.allocate(ctx, "segment", size, func() (int64, bool) { return p.allocSegment(size, limit) })
+	d.off, err = p.allocate(ctx, "segment", space, place)
 	if err != nil {
 		p.putSlot(slot)
 		return nil, err
@@ -100,8 +105,9 @@ func (p *Pool) commit(d *draft, r *record, kind Kind, key [32]byte, meta RecordM
 		word: makeWord(stateWriting, kind, (p.gens[d.slot]+1)&generationMask),
 		off:  d.off, size: d.size, key: key, digest: d.digest, chain: meta.ChainID,
 		entries: meta.Entries, data: meta.DataBytes, created: time.Now().UnixNano(), seq: p.seq + 1,
+		copies: d.copies,
 	}
-	r.spans = []span{{d.off, disk.AlignUp(d.size, blockSize)}}
+	r.spans = d.seg.spans(d.off, d.size)
 	if err := p.store(r); err != nil {
 		p.gens[d.slot] = r.word.generation()
 		return err
@@ -239,6 +245,9 @@ func (p *Pool) PublishImage(ctx context.Context, key [32]byte, layers [][32]byte
 }
 
 func (p *Pool) publishImage(ctx context.Context, key [32]byte, layers [][32]byte, size int64, build BuildFunc, meta RecordMeta) (*Record, error) {
+	if len(layers) == 0 {
+		return nil, invalidf("image without layers")
+	}
 	there, used, limit, err := p.useLayers(key, layers)
 	if there != nil || err != nil {
 		return there, err
@@ -307,4 +316,29 @@ func (p *Pool) published(ctx context.Context, rec *Record) error {
 	}
 	p.wake()
 	return nil
+}
+
+// Lend puts b into free space and returns its place, where it stays until
+// giveBack is called: for trying what a kernel does with this region. Nothing
+// in the catalog names it. Close waits for giveBack.
+func (p *Pool) Lend(ctx context.Context, b []byte) (off int64, giveBack func(), err error) {
+	if err := p.beginWrite(); err != nil {
+		return 0, nil, err
+	}
+	n := int64(len(b))
+	off, err = p.allocate(ctx, "loan", n, func() (int64, bool) { return p.allocExtent(n) })
+	if err == nil {
+		if err = writeSparse(p.region, b, off); err != nil {
+			p.giveBack(ctx, off)
+			err = p.writeFailed("loan", n, err)
+		}
+	}
+	if err != nil {
+		p.end()
+		return 0, nil, err
+	}
+	return off, sync.OnceFunc(func() {
+		p.giveBack(context.WithoutCancel(ctx), off)
+		p.end()
+	}), nil
 }

@@ -107,7 +107,8 @@ const (
 //	   144    8 created, unix ns
 //	   152    8 sequence: rises with each publication in the pool
 //	   160    8 state word without the state: which life of the slot this is
-//	   168   88 reserved, zero
+//	   168   32 BLAKE3-256 of a self-contained image's copies of files, or zero
+//	   200   56 reserved, zero
 type entry struct {
 	word    word
 	flags   uint32
@@ -120,6 +121,7 @@ type entry struct {
 	data    uint64
 	created int64
 	seq     uint64
+	copies  [32]byte // digest
 }
 
 func (e *entry) encode() []byte {
@@ -136,6 +138,7 @@ func (e *entry) encode() []byte {
 	le.PutUint64(b[144:], uint64(e.created))
 	le.PutUint64(b[152:], e.seq)
 	le.PutUint64(b[160:], uint64(e.word)&^0xff)
+	copy(b[168:], e.copies[:])
 	le.PutUint32(b[12:], entryCRC(b))
 	return b
 }
@@ -174,6 +177,7 @@ func decodeEntry(b []byte) (e entry, c condition, why string) {
 		data:    le.Uint64(b[136:]),
 		created: int64(le.Uint64(b[144:])),
 		seq:     le.Uint64(b[152:]),
+		copies:  [32]byte(b[168:200]),
 	}
 	if !e.word.sane() {
 		return e, condDamaged, fmt.Sprintf("state word %#016x makes no sense", uint64(e.word))

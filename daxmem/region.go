@@ -20,8 +20,16 @@ type Region interface {
 
 	Size() int64
 
-	// Kind is a short word for the sort of memory ("file"), Path names it for
-	// people.
+	// Fixed reports whether the region is as large as it will ever be: Grow
+	// fails. Such a region is memory, and begins with whatever was in it.
+	Fixed() bool
+
+	// Address is the physical address of the first byte, and so of all, in this
+	// kernel. 0: there is none, or it is not known.
+	Address() uint64
+
+	// Kind is the sort of memory, KindFile and so on. Path is the text form of
+	// its Location.
 	Kind() string
 	Path() string
 
@@ -30,7 +38,8 @@ type Region interface {
 	Sync() error
 
 	// Punch makes [off, off+n) read as zeros and gives the memory behind it
-	// back where it can. off and n are multiples of the block size.
+	// back where it can; a fixed region cannot. off and n are multiples of the
+	// block size.
 	Punch(off, n int64) error
 
 	// Allocated is how many bytes are really backed by memory or disk.
@@ -40,6 +49,54 @@ type Region interface {
 	Grow(size int64) error
 
 	Close() error
+}
+
+// Sorts of regions.
+const (
+	KindFile = "file" // a file: on disk, tmpfs or hugetlbfs
+	KindPmem = "pmem" // a block device over persistent memory, /dev/pmemN
+	KindPhys = "phys" // a bare range of physical memory
+)
+
+// OpenRegion opens the region at a location, in its text form, for its owner:
+// there is one at a time in this kernel, until Close or the end of the process.
+// ErrOwned tells that there is another. Owners in other kernels are not seen.
+func OpenRegion(location string) (Region, error) { return openRegion(location, false) }
+
+// OpenRegionReadOnly opens a region for inspection. It takes no lock, so its
+// owner may be writing meanwhile.
+func OpenRegionReadOnly(location string) (Region, error) { return openRegion(location, true) }
+
+func openRegion(location string, readOnly bool) (Region, error) {
+	l, err := ParseLocation(location)
+	if err != nil {
+		return nil, fmt.Errorf("open region: %w", err)
+	}
+	if l.Path == "" {
+		r, err := openPhys(devMem, location, l, readOnly)
+		if err != nil {
+			return nil, fmt.Errorf("open region %s: %w", location, err)
+		}
+		return r, nil
+	}
+	fi, err := os.Stat(l.Path)
+	if err != nil {
+		return nil, fmt.Errorf("open region: %w", err)
+	}
+	if fi.Mode().Type() == os.ModeDevice { // and no character device
+		r, err := openPmem(l.Path, readOnly)
+		if err != nil {
+			return nil, fmt.Errorf("open region %s: %w", location, err)
+		}
+		return r, nil
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, invalidf("open region: %s: %v, want a regular file or a pmem block device", l.Path, fi.Mode().Type())
+	}
+	if readOnly {
+		return OpenFileReadOnly(l.Path)
+	}
+	return OpenFile(l.Path)
 }
 
 // CreateFile makes a sparse file of size bytes and takes ownership of it. On
@@ -90,12 +147,8 @@ func newFile(f *os.File, path string, readOnly bool) (Region, error) {
 		return nil, invalidf("%s: %v, want a regular file", path, fi.Mode().Type())
 	}
 	if !readOnly {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%s: %w", path, ErrOwned)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("lock %s: %w", path, err)
+		if err := lockFile(f); err != nil {
+			return nil, err
 		}
 	}
 	var st unix.Statfs_t
@@ -108,4 +161,16 @@ func newFile(f *os.File, path string, readOnly bool) (Region, error) {
 		return newHugetlb(fr, int64(st.Bsize), readOnly) //nolint:unconvert // 32 bits on other architectures
 	}
 	return fr, nil
+}
+
+// lockFile takes the owner's lock, which ends with the descriptor.
+func lockFile(f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("%s: %w", f.Name(), ErrOwned)
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return nil
 }

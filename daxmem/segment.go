@@ -19,7 +19,18 @@ func (r row) space() int64 { return disk.AlignUp(r.size, blockSize) }
 // segment is what the pool needs to know of a segment's bytes.
 type segment struct {
 	rows   []row      // of a layer, by digest
-	layers [][32]byte // of an image, in its order
+	layers [][32]byte // of an image, in its order; none: it is self-contained
+	copies int64      // bytes behind a self-contained image's segment: its files
+}
+
+// spans are the space of a segment at off with size bytes: its own, and that of
+// its copies.
+func (s *segment) spans(off, size int64) []span {
+	out := []span{{off, disk.AlignUp(size, blockSize)}}
+	if s.copies > 0 {
+		out = append(out, span{off + out[0].size, s.copies})
+	}
+	return out
 }
 
 // parseSegment judges the bytes b of a segment at off in a region of regionSize
@@ -49,7 +60,13 @@ func parseSegment(b []byte, off, regionSize int64, kind Kind) (*segment, error) 
 		return s, err
 	}
 	if sb.LayerCount == 0 {
-		return nil, disk.Corruptf("segment: image without layers")
+		// The image's own size is what it takes: parts of other images are not
+		// in it.
+		s.copies = int64(sb.TotalSize) - disk.AlignUp(int64(len(b)), blockSize)
+		if sb.Compat&disk.CompatPool != 0 || s.copies < 0 || s.copies%blockSize != 0 {
+			return nil, disk.Corruptf("segment: image without layers, of %d bytes, compatible features %#x, segment of %d bytes", sb.TotalSize, sb.Compat, len(b))
+		}
+		return s, nil
 	}
 	list := b[sb.BaseOffset+sb.LayerOffset:]
 	for i := range sb.LayerCount {
@@ -92,20 +109,25 @@ func parseRows(sb *disk.Superblock, b []byte, off, regionSize int64) ([]row, err
 
 // salvage says which bytes a segment at off seems to use, when its record or
 // its bytes are damaged: only what a superblock with a good checksum names, and
-// only what is in bounds. size is 0 when there is none.
-func salvage(r Region, off, dataStart, regionSize int64) (size int64, rows []row) {
+// only what is in bounds. size is that of the segment, 0 when there is none;
+// space is what it takes with its copies.
+func salvage(r Region, off, dataStart, regionSize int64) (size, space int64, rows []row) {
 	if off < dataStart || off%blockSize != 0 || off > regionSize-blockSize {
-		return 0, nil
+		return 0, 0, nil
 	}
 	b := make([]byte, blockSize)
 	if _, err := r.ReadAt(b, off); err != nil {
-		return 0, nil
+		return 0, 0, nil
 	}
 	sb, err := disk.DecodeSuperblock(b)
 	if err != nil || !sb.Native() || sb.Check(uint64(regionSize-off), blockSize) != nil {
-		return 0, nil
+		return 0, 0, nil
 	}
 	size = int64(sb.BaseOffset + sb.MetaOffset + sb.MetaSize)
+	space = disk.AlignUp(size, blockSize)
+	if sb.Incompat&disk.IncompatLayer == 0 && sb.LayerCount == 0 {
+		space = max(space, int64(sb.TotalSize)&^(blockSize-1))
+	}
 	// In pieces: the count is only known to fit into the region.
 	piece := make([]byte, 1024*disk.ExtentSize)
 	at := off + int64(sb.BaseOffset+sb.ExtentOffset)
@@ -126,5 +148,5 @@ func salvage(r Region, off, dataStart, regionSize int64) (size int64, rows []row
 		}
 		left, at = left-n, at+int64(n*disk.ExtentSize)
 	}
-	return size, rows
+	return size, space, rows
 }

@@ -16,6 +16,7 @@ const (
 	OwnCatalog     OwnerKind = "catalog"
 	OwnSegment     OwnerKind = "segment"
 	OwnExtent      OwnerKind = "extent"
+	OwnCopies      OwnerKind = "copies"      // files of a self-contained image
 	OwnQuarantined OwnerKind = "quarantined" // reserved for a record that is bad
 	OwnInflight    OwnerKind = "in flight"   // being written, or being given back
 	OwnRetired     OwnerKind = "retired"     // removed; free after the next sync
@@ -31,7 +32,7 @@ type Owner struct {
 	Bytes  int64    // bytes in use: without the rest of the last block
 	Digest [32]byte // of an extent
 	Refs   int      // of an extent: layers and imports that hold it
-	Record *Record  // of a segment, or of what is quarantined
+	Record *Record  // of a segment, of copies, or of what is quarantined
 }
 
 // Owners lists all of the pool by offset, without gap or overlap.
@@ -68,8 +69,11 @@ func (b *books) owners() []Owner {
 			continue
 		}
 		rec := r.public()
-		for _, s := range r.spans {
+		for i, s := range r.spans {
 			o := Owner{Kind: OwnSegment, Offset: s.off, Size: s.size, Bytes: min(s.size, r.size), Record: rec}
+			if i > 0 {
+				o.Kind, o.Bytes = OwnCopies, s.size
+			}
 			if r.why != "" {
 				o.Kind, o.Bytes = OwnQuarantined, s.size
 			}
@@ -101,6 +105,7 @@ type Stat struct {
 	Catalog     int64
 	Segments    int64
 	Extents     int64 // whole blocks
+	Copies      int64
 	Quarantined int64
 	Inflight    int64
 	Retired     int64
@@ -168,7 +173,7 @@ func (p *Pool) Stat() (Stat, error) {
 
 func (s *Stat) by(k OwnerKind) *int64 {
 	return map[OwnerKind]*int64{
-		OwnSuperblock: &s.Superblock, OwnCatalog: &s.Catalog, OwnSegment: &s.Segments, OwnExtent: &s.Extents,
+		OwnSuperblock: &s.Superblock, OwnCatalog: &s.Catalog, OwnSegment: &s.Segments, OwnExtent: &s.Extents, OwnCopies: &s.Copies,
 		OwnQuarantined: &s.Quarantined, OwnInflight: &s.Inflight, OwnRetired: &s.Retired, OwnLost: &s.Lost, OwnFree: &s.Free,
 	}[k]
 }

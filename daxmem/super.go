@@ -13,6 +13,14 @@ var (
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
 )
 
+// Incompatible features of a pool.
+const (
+	// featSelfContained: every image has copies of its files of its own.
+	featSelfContained = 1 << 0
+
+	featKnown = featSelfContained
+)
+
 const (
 	blockSize = disk.BlockSize
 
@@ -100,8 +108,8 @@ func decodeSuper(b []byte) (*super, error) {
 	if bs := le.Uint32(b[12:]); bs != blockSize {
 		return nil, fmt.Errorf("block size %d, want %d: %w", bs, blockSize, ErrUnsupported)
 	}
-	if s.incompat != 0 {
-		return nil, fmt.Errorf("unknown incompatible features %#x: %w", s.incompat, ErrUnsupported)
+	if u := s.incompat &^ uint64(featKnown); u != 0 {
+		return nil, fmt.Errorf("unknown incompatible features %#x: %w", u, ErrUnsupported)
 	}
 	catalogEnd := disk.AlignUp(int64(catalogStart)+int64(s.records)*recordSize, blockSize)
 	if le.Uint64(b[40:]) != catalogStart || le.Uint32(b[52:]) != recordSize ||

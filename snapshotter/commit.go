@@ -116,7 +116,7 @@ func (s *Snapshotter) importUpper(ctx context.Context, sn *snapshot) (*daxmem.Re
 		return nil, nil, err
 	}
 	rec, err := imp.PublishLayer(ctx, k, disk.BlockSize+layout.MetaSize(), func(off int64) ([]byte, error) {
-		return emit(layout, s.pool, off)
+		return emit(layout, inPool(s.pool, off))
 	}, daxmem.RecordMeta{Entries: layout.Entries(), DataBytes: uint64(store.bytes)})
 	if err != nil {
 		return nil, nil, err

@@ -23,7 +23,8 @@ import (
 var ErrLayerLost = fmt.Errorf("layer is not in the pool, remove the image and its containers and pull it again: %w", errdefs.ErrFailedPrecondition)
 
 // flatten returns the image of a chain, making it from the layer indexes if
-// the pool does not have it, pinned. No file data is read or moved.
+// the pool does not have it, pinned. No file data is read or moved, but in a
+// pool of self-contained images.
 func (im *images) flatten(ctx context.Context, c chain) (*daxmem.Record, func(), error) {
 	k := c.key()
 	if rec, unpin, err := im.pool.Pin(daxmem.KindImage, k); err == nil {
@@ -56,29 +57,44 @@ func (im *images) flatten(ctx context.Context, c chain) (*daxmem.Record, func(),
 	if err != nil {
 		return nil, nil, fmt.Errorf("flatten chain %s: %w", k, err)
 	}
+	publish := im.publishShared
+	if im.pool.SelfContained() {
+		publish = im.publishSelfContained
+	}
+	rec, err := publish(ctx, c, tree)
+	if err != nil {
+		return nil, nil, fmt.Errorf("flatten chain %s: %w", k, err)
+	}
+	log.G(ctx).WithField("image", k).WithField("layers", len(c)).WithField("entries", rec.Entries).
+		WithField("bytes", rec.Size).WithField("took", time.Since(start)).Info("chain flattened")
+	return im.pool.Pin(daxmem.KindImage, k)
+}
+
+// publishShared puts a flattened tree into the pool as metadata alone: its
+// files are the layers' extents.
+func (im *images) publishShared(ctx context.Context, c chain, tree *mkdaxfs.Tree) (*daxmem.Record, error) {
 	layers := make([][32]byte, len(c))
 	for i := range c {
 		layers[i] = c[i]
 	}
 	layout, err := mkdaxfs.NewLayout(tree, mkdaxfs.Options{Layers: layers})
 	if err != nil {
-		return nil, nil, fmt.Errorf("flatten chain %s: %w", k, err)
+		return nil, err
 	}
-	rec, err := im.pool.PublishImage(ctx, k, layers, disk.BlockSize+layout.MetaSize(), func(off int64) ([]byte, error) {
-		return emit(layout, im.pool, off)
+	return im.pool.PublishImage(ctx, c.key(), layers, disk.BlockSize+layout.MetaSize(), func(off int64) ([]byte, error) {
+		return emit(layout, inPool(im.pool, off))
 	}, daxmem.RecordMeta{Entries: layout.Entries()})
-	if err != nil {
-		return nil, nil, fmt.Errorf("flatten chain %s: %w", k, err)
-	}
-	log.G(ctx).WithField("image", k).WithField("layers", len(c)).WithField("entries", layout.Entries()).
-		WithField("bytes", rec.Size).WithField("took", time.Since(start)).Info("chain flattened")
-	return im.pool.Pin(daxmem.KindImage, k)
 }
 
-// emit writes a layout as a segment of the pool at off, and proves it: no
-// kernel and no later daemon gets bytes that were not checked.
-func emit(l *mkdaxfs.Layout, pool *daxmem.Pool, off int64) ([]byte, error) {
-	at := mkdaxfs.Place{Super: off, Meta: off + disk.BlockSize, End: pool.Size()}
+// inPool is the place of a segment at off that may use all of the pool behind
+// it.
+func inPool(pool *daxmem.Pool, off int64) mkdaxfs.Place {
+	return mkdaxfs.Place{Super: off, Meta: off + disk.BlockSize, End: pool.Size()}
+}
+
+// emit writes a layout as a segment, and proves it: no kernel and no later
+// daemon gets bytes that were not checked.
+func emit(l *mkdaxfs.Layout, at mkdaxfs.Place) ([]byte, error) {
 	super, meta, err := l.Emit(at)
 	if err != nil {
 		return nil, err

@@ -11,7 +11,6 @@ import (
 
 	"github.com/containerd/continuity"
 	"github.com/containerd/log"
-	"golang.org/x/sys/unix"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
@@ -61,6 +60,11 @@ type mountRecord struct {
 	Pool   string `json:"pool"`   // UUID
 	Offset int64  `json:"offset"` // of the image in the pool
 	Boot   string `json:"boot"`   // boot id of the kernel that has the mount
+}
+
+// EnginePool is a pool as engines are asked about it.
+func EnginePool(p *daxmem.Pool) engine.Pool {
+	return engine.Pool{Region: p.Region(), Shared: !p.SelfContained(), Trial: engine.Lend(p.Region(), p.Lend)}
 }
 
 func newImages(dir string, pool *daxmem.Pool, e engine.Engine) *images {
@@ -113,7 +117,7 @@ func (im *images) mounted(k key) *mountRecord {
 func (im *images) use(ctx context.Context, id string, c chain) (string, error) {
 	img := im.get(c.key())
 	defer img.mu.Unlock()
-	if img.mount != nil && !isMounted(img.target) {
+	if img.mount != nil && !engine.Mounted(img.target) {
 		log.G(ctx).WithField("image", img.key).Warn("image was unmounted by somebody else, mounting it again")
 		img.leave = append(img.leave, img.mount)
 		img.mount = nil
@@ -138,7 +142,7 @@ func (im *images) mount(ctx context.Context, img *image, c chain) error {
 		return fmt.Errorf("make mount point: %w", err)
 	}
 	region := im.pool.Region()
-	m, err := im.engine.Mount(ctx, engine.Source{Path: region.Path(), Offset: rec.Offset, Size: region.Size() - rec.Offset}, img.target)
+	m, err := im.engine.Mount(ctx, engine.Source{Region: region, Offset: rec.Offset, Size: im.pool.Size() - rec.Offset}, img.target)
 	if err != nil {
 		return err
 	}
@@ -261,10 +265,4 @@ func (im *images) all() []*image {
 		out = append(out, img)
 	}
 	return out
-}
-
-// isMounted reports whether an EROFS is mounted at path.
-func isMounted(path string) bool {
-	var st unix.Statfs_t
-	return unix.Statfs(path, &st) == nil && st.Type == unix.EROFS_SUPER_MAGIC_V1
 }

@@ -132,7 +132,7 @@ func HeldImages(root string) ([]Held, error) {
 				continue
 			}
 			// The record of what is mounted comes first.
-			out = append(out, Held{k, rec.Mount, rec.Offset, i == 0 && isMounted(im.target(k))})
+			out = append(out, Held{k, rec.Mount, rec.Offset, i == 0 && engine.Mounted(im.target(k))})
 		}
 	}
 	return out, errors.Join(errs...)

@@ -96,7 +96,7 @@ func (r *rig) used(t testing.TB) int64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return st.Segments + st.Extents + st.Inflight + st.Retired + st.Quarantined
+	return st.Segments + st.Extents + st.Copies + st.Inflight + st.Retired + st.Quarantined
 }
 
 func (r *rig) check(t testing.TB) {

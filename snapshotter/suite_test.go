@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 		_ = flag.Set("test.root", "true")
 	}
 	if os.Getenv(renameVar) == "" {
-		_ = flag.Set("test.skip", "^TestSuite$/^Rename$") // TestSuiteRename runs it
+		_ = flag.Set("test.skip", "^TestSuite(SelfContained)?$/^Rename$") // TestSuiteRename runs it
 	}
 	os.Exit(m.Run())
 }
@@ -63,12 +63,19 @@ type rig struct {
 
 func open(t testing.TB, root string) (*rig, error) {
 	t.Helper()
+	return openWith(t, root, daxmem.Options{})
+}
+
+// openWith is open with options for a pool that is not there yet.
+func openWith(t testing.TB, root string, opts daxmem.Options) (*rig, error) {
+	t.Helper()
 	ctx := context.Background()
-	pool, err := daxmem.OpenOrCreate(ctx, filepath.Join(root, "pool"), daxmem.Options{MaxSize: 4 << 30})
+	opts.MaxSize = 4 << 30
+	pool, err := daxmem.OpenOrCreate(ctx, filepath.Join(root, "pool"), opts)
 	if err != nil {
 		return nil, err
 	}
-	e, _, err := engine.Select(ctx, nil, root)
+	e, _, err := engine.Select(ctx, nil, snapshotter.EnginePool(pool))
 	if err != nil {
 		return nil, errors.Join(err, pool.Close())
 	}
@@ -84,8 +91,13 @@ func (r *rig) Close() error { return errors.Join(r.Snapshotter.Close(), r.pool.C
 // start opens a rig in a new directory and removes all of it at the end.
 func start(t testing.TB) *rig {
 	t.Helper()
+	return startWith(t, daxmem.Options{})
+}
+
+func startWith(t testing.TB, opts daxmem.Options) *rig {
+	t.Helper()
 	testutil.Root(t)
-	r, err := open(t, t.TempDir())
+	r, err := openWith(t, t.TempDir(), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,10 +111,15 @@ func start(t testing.TB) *rig {
 }
 
 // TestSuite runs containerd's own suite, but for its Rename case.
-func TestSuite(t *testing.T) {
+func TestSuite(t *testing.T) { testSuite(t, daxmem.Options{}) }
+
+// TestSuiteSelfContained runs it with images that share nothing.
+func TestSuiteSelfContained(t *testing.T) { testSuite(t, daxmem.Options{SelfContained: true}) }
+
+func testSuite(t *testing.T, opts daxmem.Options) {
 	testutil.Root(t)
 	testsuite.SnapshotterSuite(t, "daxfs", func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-		r, err := open(t, root)
+		r, err := openWith(t, root, opts)
 		if err != nil {
 			return nil, nil, err
 		}

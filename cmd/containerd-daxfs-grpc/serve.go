@@ -30,25 +30,20 @@ const stopWait = 10 * time.Second
 
 // serve runs the daemon until ctx ends. Containers and mounts stay.
 func serve(ctx context.Context, cfg *config.Config) (retErr error) {
-	for _, dir := range []string{cfg.Root, filepath.Dir(cfg.Pool.Path)} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("make directory: %w", err)
-		}
+	if err := makeDirectories(cfg); err != nil {
+		return err
 	}
 	listener, err := listen(cfg.Address)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = listener.Close() }()
-	pool, err := daxmem.OpenOrCreate(ctx, cfg.Pool.Path, daxmem.Options{MaxSize: int64(cfg.Pool.MaxSize), SyncOnPublish: cfg.Pool.SyncOnCommit})
-	if errors.Is(err, daxmem.ErrOwned) {
-		err = fmt.Errorf("%w (is there a second daemon? daxfsctl pool stat names the owner)", err)
-	}
+	pool, err := openPool(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer func() { retErr = errors.Join(retErr, pool.Close()) }()
-	e, probes, err := engine.Select(ctx, cfg.Engine.Order, filepath.Dir(cfg.Pool.Path))
+	e, probes, err := engine.Select(ctx, cfg.Engine.Order, snapshotter.EnginePool(pool))
 	logProbes(ctx, probes)
 	if err != nil {
 		return fmt.Errorf("%w (daxfsctl doctor says more)", err)
@@ -81,6 +76,43 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 		<-done
 	}
 	return nil
+}
+
+// makeDirectories makes the directories of the root and of a pool in a file.
+func makeDirectories(cfg *config.Config) error {
+	dirs := []string{cfg.Root}
+	if l, err := daxmem.ParseLocation(cfg.Pool.Path); err != nil {
+		return err
+	} else if l.Path != "" {
+		dirs = append(dirs, filepath.Dir(l.Path))
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// openPool opens or makes the pool that the configuration names.
+func openPool(ctx context.Context, cfg *config.Config) (*daxmem.Pool, error) {
+	pool, err := daxmem.OpenOrCreate(ctx, cfg.Pool.Path, daxmem.Options{
+		MaxSize: int64(cfg.Pool.MaxSize), SyncOnPublish: cfg.Pool.SyncOnCommit, SelfContained: !cfg.Pool.ShareExtents,
+	})
+	switch {
+	case errors.Is(err, daxmem.ErrOwned):
+		return nil, fmt.Errorf("%w (is there a second daemon? daxfsctl pool stat names the owner)", err)
+	case errors.Is(err, daxmem.ErrNotPool):
+		return nil, fmt.Errorf("%w (if nobody needs it, daxfsctl pool create --force overwrites it)", err)
+	case err != nil:
+		return nil, err
+	}
+	if pool.SelfContained() == cfg.Pool.ShareExtents {
+		err := fmt.Errorf("pool.share_extents is %v, but the pool in %s was made with %v: correct it, or make a new pool: %w",
+			cfg.Pool.ShareExtents, cfg.Pool.Path, !cfg.Pool.ShareExtents, errdefs.ErrFailedPrecondition)
+		return nil, errors.Join(err, pool.Close())
+	}
+	return pool, nil
 }
 
 func logProbes(ctx context.Context, probes []engine.Probe) {

@@ -31,7 +31,7 @@ func askDaemon(ctx context.Context, cfg *config.Config) error {
 // collectHere takes the daemon's place: it owns the pool and the metadata
 // meanwhile, and looks after mounts and directories as the daemon does.
 func collectHere(ctx context.Context, cfg *config.Config) (err error) {
-	region, err := daxmem.OpenFile(cfg.Pool.Path)
+	region, err := daxmem.OpenRegion(cfg.Pool.Path)
 	if errors.Is(err, daxmem.ErrOwned) {
 		return fmt.Errorf("%w, but no daemon serves on %s: is --address right?", err, cfg.Address)
 	}

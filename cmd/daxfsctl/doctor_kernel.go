@@ -4,12 +4,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/daxfs/containerd-daxfs/internal/engine"
 )
 
 // kernel looks at what the running kernel has.
@@ -42,52 +39,11 @@ func (d *doctor) kernel() {
 			d.add(fs.name, ok, "the kernel has it", "")
 		case hasModule(fs.name):
 			d.add(fs.name, ok, "the kernel has it as a module, loaded at the first mount", "")
+		case fs.name == "erofs": // needed by some engines only
+			d.add(fs.name, warn, "not in /proc/filesystems, and there is no module", fs.remedy)
 		default:
 			d.add(fs.name, fail, "not in /proc/filesystems, and there is no module", fs.remedy)
 		}
-	}
-}
-
-// engines tries every engine where the pool is.
-func (d *doctor) engines() {
-	dir := existing(filepath.Dir(d.cfg.Pool.Path))
-	order := d.cfg.Engine.Order
-	if len(order) == 0 {
-		order = engine.Names()
-	}
-	chosen := ""
-	for _, name := range engine.Names() {
-		if !slices.Contains(order, name) {
-			d.add("engine_"+name, ok, "not in engine.order, not tried", "")
-			continue
-		}
-		e, err := engine.ByName(name)
-		if err != nil {
-			d.add("engine_"+name, fail, err.Error(), "")
-			continue
-		}
-		p := e.Probe(d.ctx, dir)
-		detail := p.Reason
-		if p.Answer == engine.Yes {
-			chosen = name
-			detail = "mounts by " + p.Method + " in " + dir
-			if p.Reason != "" {
-				detail += ", but " + p.Reason
-			}
-		}
-		v := ok
-		if p.Answer != engine.Yes || p.Reason != "" {
-			v = warn
-		}
-		if p.Answer == engine.Yes {
-			for _, better := range p.Passed {
-				detail += "; passed over " + better
-			}
-		}
-		d.add("engine_"+name, v, detail, p.Remedy)
-	}
-	if chosen == "" {
-		d.add("engine", fail, "no engine can mount images", "see the engines above")
 	}
 }
 

@@ -29,7 +29,11 @@ func (d *doctor) directories() {
 		d.add("root_dir", ok, where+": containers can write there", "")
 	}
 	d.space("root_space", root)
-	if pool := existing(filepath.Dir(d.cfg.Pool.Path)); pool != root {
+	l, err := daxmem.ParseLocation(d.cfg.Pool.Path)
+	if err != nil || l.Path == "" || filepath.Dir(l.Path) == "/dev" {
+		return // memory, not a part of a file system
+	}
+	if pool := existing(filepath.Dir(l.Path)); pool != root {
 		d.space("pool_space", pool)
 	}
 }
@@ -62,18 +66,21 @@ func (d *doctor) space(name, dir string) {
 	d.add(name, v, detail, "make room, or give the pool another place (pool.path)")
 }
 
-// pool looks into the pool file.
+// pool looks into the pool.
 func (d *doctor) pool() {
 	path := d.cfg.Pool.Path
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+	if d.fresh() {
 		d.add("pool", ok, path+" is made at the daemon's first start", "")
 		return
 	}
 	pool, err := openPool(d.ctx, d.cfg)
 	if err != nil {
 		remedy := "docs/operating.md, \"Recovery\""
-		if errors.Is(err, daxmem.ErrNotPool) {
-			remedy = "pool.path names something else: correct it, or move the file away"
+		switch {
+		case errors.Is(err, daxmem.ErrNotPool):
+			remedy = "pool.path names something else: correct it, or, if nobody needs what is there, daxfsctl pool create --force"
+		case errors.Is(err, os.ErrNotExist):
+			remedy = "pool.path names a device that is not there: correct it, or load its driver"
 		}
 		d.add("pool", fail, oneLine(err), remedy)
 		return
@@ -87,19 +94,41 @@ func (d *doctor) pool() {
 	most, left := room(d.cfg, &st)
 	detail := fmt.Sprintf("%s: %s, %s, %s of %s available", path, plural(st.LayerCount, "layer"), plural(st.ImageCount, "image"), size(left), size(most))
 	var fs unix.Statfs_t
-	tmpfs := unix.Statfs(path, &fs) == nil && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.HUGETLBFS_MAGIC)
+	volatile := st.Kind == daxmem.KindPhys || st.Kind == daxmem.KindFile && unix.Statfs(path, &fs) == nil &&
+		(fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.HUGETLBFS_MAGIC)
 	switch {
+	case st.QuarantinedCount == 0 && pool.SelfContained() == d.cfg.Pool.ShareExtents:
+		d.add("pool", fail, fmt.Sprintf("%s was made with share_extents = %v, the configuration has %v: the daemon does not start", path, !pool.SelfContained(), d.cfg.Pool.ShareExtents),
+			"correct pool.share_extents, or make a new pool")
 	case st.QuarantinedCount > 0:
 		d.add("pool", warn, fmt.Sprintf("%s, %s in quarantine", detail, plural(st.QuarantinedCount, "record")),
 			"daxfsctl pool check names them and the images concerned: remove these and pull them again")
 	case left < most/20:
 		d.add("pool", warn, detail, "remove images, or raise pool.max_size")
-	case tmpfs:
+	case volatile:
 		d.add("pool", warn, detail+"; it is in memory only", "after a reboot, images must be removed and pulled again")
 	default:
 		d.add("pool", ok, detail, "")
 	}
 	d.layers()
+}
+
+// fresh reports whether there is no pool yet where the daemon will make one.
+func (d *doctor) fresh() bool {
+	l, err := daxmem.ParseLocation(d.cfg.Pool.Path)
+	if err != nil {
+		return false
+	}
+	if _, err := os.Stat(l.LockFile()); errors.Is(err, os.ErrNotExist) {
+		return filepath.Dir(l.LockFile()) != "/dev"
+	}
+	region, err := daxmem.OpenRegionReadOnly(d.cfg.Pool.Path)
+	if err != nil {
+		return false
+	}
+	defer shut(region)
+	blank, err := daxmem.Blank(region)
+	return err == nil && blank
 }
 
 // layers compares what the snapshots need with what the pool has.

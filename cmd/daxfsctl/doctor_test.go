@@ -201,6 +201,46 @@ func TestDoctorDaemonAndPool(t *testing.T) {
 	}
 }
 
+// Each engine has a line, with the reason and the remedy of the better ones
+// that do not work, and the end counts.
+func TestDoctorEngines(t *testing.T) {
+	s := newSite(t)
+	s.serve()
+	const all = "version = 3\n" + proxyTOML + unpackTOML
+	d := s.examine(0, all)
+	if c := d.find(t, "engine_erofs"); c.Status == fail || !strings.HasPrefix(c.Detail, "mounts by ") {
+		t.Errorf("%+v", c)
+	}
+	for name, want := range map[string]string{"engine_daxfs": "has no physical address", "engine_erofs-dax": "not a pmem device"} {
+		if c := d.find(t, name); c.Status != warn || !strings.HasPrefix(c.Detail, "no: ") || !strings.Contains(c.Detail, want) || c.Remedy == "" {
+			t.Errorf("%+v", c)
+		}
+	}
+	// Memory that is not there is no pool, and no engine.
+	d = s.examine(1, all, "--pool", "/dev/pmem99")
+	if c := d.find(t, "engine"); c.Status != fail || !strings.Contains(c.Detail, "no such file") {
+		t.Errorf("%+v", c)
+	}
+	if c := d.find(t, "pool"); c.Status != fail || !strings.Contains(c.Remedy, "device that is not there") {
+		t.Errorf("%+v", c)
+	}
+}
+
+// A pool keeps what it was made with.
+func TestDoctorShareExtents(t *testing.T) {
+	s := bareSite(t)
+	file := filepath.Join(s.dir, "other.toml")
+	text := "root = \"" + s.dir + "\"\naddress = \"" + s.socket() + "\"\n[pool]\nmax_size = \"64MiB\"\nshare_extents = false\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, _, code := ctl("doctor", "--config", file, "--containerd-config", s.dir+"/none")
+	if code != 1 {
+		t.Errorf("status %d", code)
+	}
+	wants(t, out, "was made with share_extents = true, the configuration has false")
+}
+
 func TestDoctorBadOwnConfig(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "c.toml")

@@ -25,7 +25,7 @@ func (s *source) checkExtents(byLayer map[[32]byte]map[span]bool) error {
 		return nil
 	}
 	layers, err := s.Layers()
-	if err != nil {
+	if err != nil || len(layers) == 0 { // all files are its own
 		return err
 	}
 	for _, k := range layers {

@@ -72,8 +72,9 @@ func oneLine(err error) string {
 	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' }), "; ")
 }
 
-const description = `IMAGE is an image file, or pool:KEY for an image or layer of the pool, where KEY is
-the beginning of its key as "pool ls" shows it, or a chain ID (sha256:...).
+const description = `IMAGE is an image in a file, a block device or memory (phys:ADDRESS,size=SIZE) from
+--offset on, or pool:KEY for an image or layer of the pool, where KEY is the beginning
+of its key as "pool ls" shows it, or a chain ID (sha256:...).
 
 Options may stand anywhere. --config, --root, --pool and --address say where the
 daemon's things are; without them its configuration file does. Every verb has --json.
@@ -92,15 +93,21 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler: func(*cli.Context, error) {},
 		Action:         needVerb,
 		Commands: []*cli.Command{
-			{Name: "image", Usage: "look into one image", Subcommands: []*cli.Command{
+			{Name: "image", Usage: "look into one image, or mount it", Subcommands: []*cli.Command{
 				imageCheckCommand(), imageDumpCommand(), imageLsCommand(), imageCatCommand(),
 				imageStatCommand(), imageExtractCommand(), imageDiffCommand(),
+				imageMountCommand(), imageUnmountCommand(),
 			}},
-			{Name: "pool", Usage: "look into the pool, and clean it up", Subcommands: []*cli.Command{
-				poolStatCommand(), poolLsCommand(), poolCheckCommand(), poolGCCommand(),
+			{Name: "pool", Usage: "make the pool, look into it, and clean it up", Subcommands: []*cli.Command{
+				poolCreateCommand(), poolStatCommand(), poolLsCommand(), poolCheckCommand(), poolGCCommand(),
 			}},
 			doctorCommand(),
 		},
+	}
+	for _, c := range app.Commands[0].Subcommands {
+		if strings.HasPrefix(c.ArgsUsage, "IMAGE") {
+			c.Flags = append(c.Flags, &cli.Int64Flag{Name: "offset", Usage: "where in a file, device or memory the image begins, in `BYTES`"})
+		}
 	}
 	finish(app.Commands)
 	return app
@@ -146,7 +153,7 @@ func commonFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "json", Usage: "print one JSON document", Category: category},
 		&cli.StringFlag{Name: "config", Usage: "the daemon's configuration `FILE`", Value: config.DefaultPath, EnvVars: []string{"CONTAINERD_DAXFS_CONFIG"}, Category: category},
 		&cli.StringFlag{Name: "root", Usage: "`DIR` of snapshots and metadata", Category: category},
-		&cli.StringFlag{Name: "pool", Usage: "pool `FILE`", Category: category},
+		&cli.StringFlag{Name: "pool", Usage: "`PLACE` of the pool: a file, /dev/pmemN, or phys:ADDRESS,size=SIZE", Category: category},
 		&cli.StringFlag{Name: "address", Usage: "the daemon's unix `SOCKET`", Category: category},
 	}
 }

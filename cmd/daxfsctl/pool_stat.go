@@ -1,16 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/config"
@@ -41,6 +35,7 @@ type poolStatJSON struct {
 		Catalog     int64 `json:"catalog"`
 		Metadata    int64 `json:"metadata"`
 		Files       int64 `json:"files"`
+		Copies      int64 `json:"copies"` // files of self-contained images
 		Quarantined int64 `json:"quarantined"`
 		Inflight    int64 `json:"in_flight"`
 		Free        int64 `json:"free"`
@@ -87,7 +82,7 @@ func poolStat(c *cli.Context) error {
 	}
 	b := &res.Bytes
 	b.Superblock, b.Catalog, b.Metadata, b.Files = st.Superblock, st.Catalog, st.Segments, st.Extents
-	b.Quarantined, b.Free = st.Quarantined, st.Free
+	b.Copies, b.Quarantined, b.Free = st.Copies, st.Quarantined, st.Free
 	b.Inflight = st.Inflight + st.Retired + st.Lost
 	res.MaxSize, res.Available = room(cfg, &st)
 	if c.Bool("json") {
@@ -97,10 +92,11 @@ func poolStat(c *cli.Context) error {
 }
 
 // room is how many bytes may be in use, and how many of them are left. The
-// pool is as large as was ever configured; it grows when the daemon starts.
+// pool is as large as was ever configured; it grows when the daemon starts, if
+// it is in a file.
 func room(cfg *config.Config, st *daxmem.Stat) (most, left int64) {
 	most = int64(cfg.Pool.MaxSize)
-	if poolOwner(st.Path) != nil {
+	if st.Kind != daxmem.KindFile || poolOwner(st.Path) != nil {
 		most = min(most, st.Size)
 	}
 	return most, max(0, most-(st.Size-st.Free))
@@ -110,11 +106,18 @@ func (r *poolStatJSON) print(w io.Writer) {
 	fmt.Fprintf(w, "pool:\t%s\n", escape(r.Path))
 	fmt.Fprintf(w, "uuid:\t%s\n", r.UUID)
 	fmt.Fprintf(w, "state:\t%s\n", r.describeState())
-	fmt.Fprintf(w, "size:\t%s, takes %s of the file system\n", size(r.Size), size(r.Allocated))
+	if r.Kind == daxmem.KindFile {
+		fmt.Fprintf(w, "size:\t%s, takes %s of the file system\n", size(r.Size), size(r.Allocated))
+	} else {
+		fmt.Fprintf(w, "size:\t%s of %s memory\n", size(r.Size), r.Kind)
+	}
 	fmt.Fprintf(w, "available:\t%s (%s) of at most %s\n", size(r.Available), percent(r.Available, r.MaxSize), size(r.MaxSize))
 	fmt.Fprintf(w, "records:\t%s, %s, room for %d more\n", plural(r.Layers, "layer"), plural(r.Images, "image"), r.FreeRecords)
 	fmt.Fprintf(w, "files:\t%s, as %s: %s saved by sharing\n", size(r.Logical), size(r.Stored), size(r.Saved))
 	fmt.Fprintf(w, "space:\t%s of file data in %s\n", size(r.Bytes.Files), plural(r.Extents, "extent"))
+	if r.Bytes.Copies > 0 {
+		fmt.Fprintf(w, "\t%s of copies in images, which share nothing\n", size(r.Bytes.Copies))
+	}
 	fmt.Fprintf(w, "\t%s of metadata of layers and images\n", size(r.Bytes.Metadata))
 	fmt.Fprintf(w, "\t%s of superblock and catalog\n", size(r.Bytes.Superblock+r.Bytes.Catalog))
 	if r.Bytes.Inflight > 0 {
@@ -145,36 +148,4 @@ func percent(part, all int64) string {
 		return "0 %"
 	}
 	return fmt.Sprintf("%.0f %%", 100*float64(part)/float64(all))
-}
-
-// poolOwner finds the process that holds the pool's lock. Asking for the lock
-// could get in the way of one that starts; /proc/locks tells it without.
-func poolOwner(path string) *ownerJSON {
-	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return nil
-	}
-	f, err := os.Open("/proc/locks")
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	want := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		// 1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF
-		v := strings.Fields(sc.Text())
-		if len(v) < 6 || v[1] != "FLOCK" || v[3] != "WRITE" || v[5] != want {
-			continue
-		}
-		pid, err := strconv.Atoi(v[4])
-		if err != nil || pid <= 0 { // of another pid namespace
-			return &ownerJSON{Command: "a process that is not visible here"}
-		}
-		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		if err != nil {
-			exe = "unknown"
-		}
-		return &ownerJSON{pid, escape(filepath.Base(exe))}
-	}
-	return nil
 }

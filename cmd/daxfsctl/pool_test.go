@@ -21,7 +21,7 @@ func TestPoolStat(t *testing.T) {
 		t.Errorf("stat %+v, owner %+v", st, st.Owner)
 	}
 	b := st.Bytes
-	if sum := b.Superblock + b.Catalog + b.Metadata + b.Files + b.Quarantined + b.Inflight + b.Free; sum != st.Size {
+	if sum := b.Superblock + b.Catalog + b.Metadata + b.Files + b.Copies + b.Quarantined + b.Inflight + b.Free; sum != st.Size {
 		t.Errorf("bytes by owner are %d, the pool has %d", sum, st.Size)
 	}
 	if st.MaxSize != st.Size || st.Available != b.Free {

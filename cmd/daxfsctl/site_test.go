@@ -37,8 +37,8 @@ type site struct {
 // noEngine mounts nothing, which nothing here looks at.
 type noEngine struct{}
 
-func (noEngine) Name() string                               { return "none" }
-func (noEngine) Probe(context.Context, string) engine.Probe { return engine.Probe{} }
+func (noEngine) Name() string                                    { return "none" }
+func (noEngine) Probe(context.Context, engine.Pool) engine.Probe { return engine.Probe{} }
 func (noEngine) Mount(_ context.Context, _ engine.Source, target string) (*engine.Mount, error) {
 	return &engine.Mount{Engine: "none", Method: "pretended", Target: target}, nil
 }

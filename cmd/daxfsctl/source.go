@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -16,6 +17,7 @@ import (
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/config"
 	"github.com/daxfs/containerd-daxfs/internal/disk"
+	"github.com/daxfs/containerd-daxfs/internal/engine"
 	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 )
 
@@ -29,23 +31,21 @@ type source struct {
 	// extents are named by their offset in that file.
 	origin int64
 	rec    *daxmem.Record // of the pool, or nil
-	pool   *daxmem.Pool
-	file   *os.File
+	region engine.Region  // what origin is an offset of
+	pool   *daxmem.Pool   // the source's own, or nil
+	owned  io.Closer      // closed with the source: that pool, or region; or nil
 }
 
 // shut closes what was only looked at, which cannot fail in a way that matters.
 func shut(c io.Closer) { c.Close() }
 
 func (s *source) Close() {
-	if s.pool != nil {
-		shut(s.pool)
-	}
-	if s.file != nil {
-		s.file.Close()
+	if s.owned != nil {
+		shut(s.owned)
 	}
 }
 
-// openSource opens an image file, or pool:KEY.
+// openSource opens an image in a file or in memory, or pool:KEY.
 func openSource(c *cli.Context, name string) (*source, error) {
 	if spec, ok := strings.CutPrefix(name, poolPrefix); ok {
 		cfg, err := loadConfig(c)
@@ -54,22 +54,73 @@ func openSource(c *cli.Context, name string) (*source, error) {
 		}
 		return openPoolImage(c.Context, cfg, spec)
 	}
+	region, err := openImageRegion(name)
+	if err != nil {
+		return nil, err
+	}
+	origin := c.Int64("offset")
+	if origin < 0 || origin > region.Size() || origin%disk.BlockSize != 0 {
+		shut(region)
+		return nil, usagef("--offset %d: want a multiple of %d, at most %d", origin, disk.BlockSize, region.Size())
+	}
+	size := region.Size() - origin
+	img, err := mkdaxfs.Open(io.NewSectionReader(region, origin, size), size)
+	if err != nil {
+		shut(region)
+		return nil, fmt.Errorf("%s: %w", escape(name), err)
+	}
+	return &source{Image: img, name: name, origin: origin, region: region, owned: region}, nil
+}
+
+// openImageRegion opens a file, a block device or a physical range.
+func openImageRegion(name string) (imageRegion, error) {
+	if strings.HasPrefix(name, "phys:") {
+		return daxmem.OpenRegionReadOnly(name)
+	}
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	size, err := f.Seek(0, io.SeekEnd) // of block devices too
-	if err != nil {
+	fi, err := f.Stat()
+	if err != nil || fi.Mode().Type() != os.ModeDevice {
 		f.Close()
-		return nil, err
+		if err != nil {
+			return nil, err
+		}
+		return daxmem.OpenFileReadOnly(name)
 	}
-	img, err := mkdaxfs.Open(f, size)
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%s: %w", escape(name), err)
+	abs, err := filepath.Abs(name)
+	if err == nil {
+		// Memory, which the page cache would copy.
+		if r, err := daxmem.OpenRegionReadOnly(abs); !errors.Is(err, daxmem.ErrInvalid) {
+			f.Close()
+			return r, err
+		}
+		var size int64
+		if size, err = f.Seek(0, io.SeekEnd); err == nil {
+			return blockDevice{f, size}, nil
+		}
 	}
-	return &source{Image: img, name: name, file: f}, nil
+	f.Close()
+	return nil, err
 }
+
+// imageRegion is what an image that is not in the pool lies in.
+type imageRegion interface {
+	engine.Region
+	io.Closer
+}
+
+// blockDevice is one that is not memory.
+type blockDevice struct {
+	*os.File
+	size int64
+}
+
+func (b blockDevice) Size() int64     { return b.size }
+func (b blockDevice) Kind() string    { return "block device" }
+func (b blockDevice) Path() string    { return b.Name() }
+func (b blockDevice) Address() uint64 { return 0 }
 
 func openPoolImage(ctx context.Context, cfg *config.Config, spec string) (*source, error) {
 	pool, err := openPool(ctx, cfg)
@@ -86,7 +137,7 @@ func openPoolImage(ctx context.Context, cfg *config.Config, spec string) (*sourc
 		shut(pool)
 		return nil, err
 	}
-	s.pool = pool
+	s.pool, s.owned = pool, pool
 	return s, nil
 }
 
@@ -97,17 +148,17 @@ func recordSource(pool *daxmem.Pool, rec *daxmem.Record) (*source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", rec.Name(), err)
 	}
-	return &source{Image: img, name: poolPrefix + hex.EncodeToString(rec.Key[:]), origin: rec.Offset, rec: rec}, nil
+	return &source{Image: img, name: poolPrefix + hex.EncodeToString(rec.Key[:]), origin: rec.Offset, rec: rec, region: pool.Region()}, nil
 }
 
 func openPool(ctx context.Context, cfg *config.Config) (*daxmem.Pool, error) {
-	region, err := daxmem.OpenFileReadOnly(cfg.Pool.Path)
+	region, err := daxmem.OpenRegionReadOnly(cfg.Pool.Path)
 	if err != nil {
 		switch {
 		case errors.Is(err, os.ErrPermission):
 			err = fmt.Errorf("%w (run as root)", err)
 		case errors.Is(err, os.ErrNotExist):
-			err = fmt.Errorf("%w (the daemon makes it at its first start; --config, --root or --pool say where to look)", err)
+			err = fmt.Errorf("%w (the daemon makes a file at its first start; --config, --root or --pool say where to look)", err)
 		}
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"github.com/sirupsen/logrus"
 
+	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
 )
 
@@ -36,12 +37,17 @@ type Config struct {
 
 // Pool is where layers and images are kept.
 type Pool struct {
-	// Path of the pool file: on disk, tmpfs or hugetlbfs. Default: pool.daxfs
-	// below Root.
+	// Path is where the pool is, in the text form of daxmem.Location: a file on
+	// disk, tmpfs or hugetlbfs, a pmem block device, or "phys:ADDRESS,size=SIZE".
+	// Default: pool.daxfs below Root.
 	Path string `toml:"path"`
-	// MaxSize is the most that the pool may take, as "64GiB". The file is
-	// sparse: it takes what it holds.
+	// MaxSize is the most that the pool may take, as "64GiB". A file is sparse:
+	// it takes what it holds. Memory is not, and its size is the limit.
 	MaxSize Size `toml:"max_size"`
+	// ShareExtents lets images share the bytes of their files. False gives each
+	// image a copy, which the engine erofs-dax needs. A pool keeps for ever what
+	// it was made with.
+	ShareExtents bool `toml:"share_extents"`
 	// SyncOnCommit makes every commit wait for the disk. Without it the pool
 	// is synced in the background, and what a loss of power may have damaged
 	// is found by its digest at the next start.
@@ -76,7 +82,7 @@ func Default() *Config {
 		Root:     "/var/lib/containerd-daxfs",
 		Address:  "/run/containerd-daxfs/containerd-daxfs.sock",
 		LogLevel: "info",
-		Pool:     Pool{MaxSize: 64 << 30},
+		Pool:     Pool{MaxSize: 64 << 30, ShareExtents: true},
 	}
 }
 
@@ -149,8 +155,8 @@ func (c *Config) Check() error {
 	if c.Pool.Path == "" {
 		c.Pool.Path = filepath.Join(c.Root, "pool.daxfs")
 	}
-	if !filepath.IsAbs(c.Pool.Path) {
-		return bad("pool.path %q is not an absolute path", c.Pool.Path)
+	if _, err := daxmem.ParseLocation(c.Pool.Path); err != nil {
+		return fmt.Errorf("configuration: pool.path: %w", err)
 	}
 	if c.Pool.MaxSize < minPool {
 		return bad("pool.max_size is %d bytes, want at least %d", int64(c.Pool.MaxSize), minPool)

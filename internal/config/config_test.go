@@ -117,6 +117,15 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+func TestPoolLocations(t *testing.T) {
+	for _, path := range []string{"/dev/pmem0", "/dev/shm/pool", "phys:0x140000000,size=4GiB"} {
+		c, err := load(t, "[pool]\npath = '"+path+"'\nshare_extents = false")
+		if err != nil || c.Pool.Path != path || c.Pool.ShareExtents {
+			t.Errorf("%s: %+v, %v", path, c, err)
+		}
+	}
+}
+
 // Whatever is wrong, the message names the key, and the line where there is one.
 func TestBad(t *testing.T) {
 	long := "/" + strings.Repeat("x", 107)
@@ -138,7 +147,10 @@ func TestBad(t *testing.T) {
 		"root with a colon":      {"root = '/a:b'", []string{`root "/a:b"`, "overlayfs"}},
 		"relative address":       {"address = 'x'", []string{`address "x"`, "absolute"}},
 		"long address":           {"address = '" + long + "'", []string{"address", "108 bytes", "at most 107"}},
-		"relative pool":          {"[pool]\npath = 'x'", []string{`pool.path "x"`, "absolute"}},
+		"relative pool":          {"[pool]\npath = 'x'", []string{`pool.path`, `"x"`, "absolute"}},
+		"memory without a size":  {"[pool]\npath = 'phys:0x140000000'", []string{"pool.path", "want phys:ADDRESS,size=SIZE"}},
+		"memory of no address":   {"[pool]\npath = 'phys:here,size=1GiB'", []string{"pool.path", `address "here"`}},
+		"unaligned memory":       {"[pool]\npath = 'phys:0x140000000,size=1MiB'", []string{"pool.path", "size 1048576", "2 MiB"}},
 		"small pool":             {"[pool]\nmax_size = '16777215'", []string{"pool.max_size", "16777215", "16777216"}},
 		"negative pool":          {"[pool]\nmax_size = -1", []string{"pool.max_size"}},
 		"zero pool":              {"[pool]\nmax_size = 0", []string{"pool.max_size"}},

@@ -1,38 +1,48 @@
-// Package engine mounts images of a pool with what the kernel has. There is
-// one engine now, "erofs"; a mount says how it was made, so that nobody has to
-// guess what runs.
+// Package engine mounts images of a pool with what the kernel has: "daxfs" (our
+// module, any memory with a physical address), "erofs-dax" (the kernel's EROFS
+// on a pmem device) and "erofs" (the kernel's EROFS through the page cache). A
+// mount says how it was made, so that nobody has to guess what runs.
 package engine
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
+// Region is the memory that images lie in, as daxmem.Region has it.
+type Region interface {
+	io.ReaderAt
+	Size() int64 // bytes
+	// Kind is "file", "pmem" or "phys". Path is where a file or device is, and
+	// the name of others.
+	Kind() string
+	Path() string
+	// Address is the physical address of the first byte, 0 if there is none.
+	Address() uint64
+}
+
+// DmaBuf is implemented by regions that can be had as a dma-buf.
+type DmaBuf interface {
+	// DmaBuf returns a descriptor, the caller's to close, of a dma-buf over the
+	// whole region.
+	DmaBuf() (*os.File, error)
+}
+
 // Source is an image in a region.
 type Source struct {
-	Path   string // of the region: file or device
-	Offset int64  // of the superblock, bytes, a multiple of the block size
-	Size   int64  // bytes from there that the image may use
+	Region Region
+	Offset int64 // of the superblock, bytes, a multiple of the block size
+	Size   int64 // bytes from there that the image may use
 }
 
-// Mount is a mounted image.
-type Mount struct {
-	Engine string `json:"engine"`
-	// Method is how the engine did it, for example "file+directio" or "loop".
-	Method string `json:"method"`
-	Target string `json:"target"`
-	// Superblocks are the kernel's names below /sys/fs/erofs of which one is
-	// this mount's. As long as it is there, the kernel may read the image,
-	// whatever became of the mount point. It can be empty: unknown.
-	Superblocks []string `json:"superblocks,omitempty"`
-
-	ended bool // seen to end with its unmount
-}
+func (s Source) String() string { return fmt.Sprintf("image at %d of %s", s.Offset, s.Region.Path()) }
 
 // Answer is what a probe found.
 type Answer int
@@ -61,20 +71,44 @@ type Probe struct {
 	Passed []string `json:"passed,omitempty"`
 }
 
+// with completes a probe that ends with an answer other than a plain yes.
+func (p Probe) with(a Answer, reason, remedy string) Probe {
+	p.Answer, p.Reason, p.Remedy = a, reason, remedy
+	return p
+}
+
+// Pool is what an engine is asked about.
+type Pool struct {
+	Region Region
+	// Shared says that several inodes may have the same bytes, which not every
+	// engine can take.
+	Shared bool
+	// Trial lends an image in the region to try a mount with. It is not asked
+	// for regions that are files: there a probe uses a file beside them. Nil:
+	// there is none to be had, and the best that a probe can say is Unknown.
+	Trial func(ctx context.Context) (*Trial, error)
+}
+
 // Engine mounts images. Implementations are safe for concurrent use.
 type Engine interface {
 	Name() string
-	// Probe tries the engine on a file in dir, which is where the pool is.
-	Probe(ctx context.Context, dir string) Probe
-	// Mount mounts src read-only at target, an existing directory.
+	// Probe says whether the engine can mount the images of a pool, by trying.
+	Probe(ctx context.Context, p Pool) Probe
+	// Mount mounts src read-only at target, an existing directory. The error
+	// wraps ErrUnsuitable where the image or its region is not for this engine.
 	Mount(ctx context.Context, src Source, target string) (*Mount, error)
 }
 
-// ErrNoEngine is wrapped when none of the engines asked for works.
-var ErrNoEngine = fmt.Errorf("no engine can mount images: %w", errdefs.ErrUnavailable)
+var (
+	// ErrNoEngine is wrapped when none of the engines asked for works.
+	ErrNoEngine = fmt.Errorf("no engine can mount images: %w", errdefs.ErrUnavailable)
+	// ErrUnsuitable is wrapped when an image or its region is not one that an
+	// engine can mount on any kernel.
+	ErrUnsuitable = fmt.Errorf("not for this engine: %w", errdefs.ErrFailedPrecondition)
+)
 
 // known are all engines, best first.
-func known() []Engine { return []Engine{&Erofs{}} }
+func known() []Engine { return []Engine{&Daxfs{}, &ErofsDax{}, &Erofs{}} }
 
 // Names returns the names of all engines, best first.
 func Names() []string {
@@ -85,27 +119,58 @@ func Names() []string {
 	return out
 }
 
-// Select returns the first engine of order that works, and all probes made.
-// An empty order means all engines, best first.
-func Select(ctx context.Context, order []string, dir string) (Engine, []Probe, error) {
-	if len(order) == 0 {
-		order = Names()
+// Select returns the first engine of order that works for a pool, and all
+// probes made. An empty order means all engines, best first.
+func Select(ctx context.Context, order []string, p Pool) (Engine, []Probe, error) {
+	engines, err := inOrder(order)
+	if err != nil {
+		return nil, nil, err
 	}
 	var probes []Probe
 	var why []error
+	for _, e := range engines {
+		probe := e.Probe(ctx, p)
+		probes = append(probes, probe)
+		if probe.Answer == Yes {
+			return e, probes, nil
+		}
+		why = append(why, fmt.Errorf("%s: %s", e.Name(), probe.Reason))
+	}
+	return nil, probes, fmt.Errorf("%w: %w", ErrNoEngine, errors.Join(why...))
+}
+
+// MountBest mounts one image by the first engine of order that can do it,
+// without probing. An empty order means all engines, best first.
+func MountBest(ctx context.Context, order []string, src Source, target string) (*Mount, error) {
+	engines, err := inOrder(order)
+	if err != nil {
+		return nil, err
+	}
+	var why []error
+	for _, e := range engines {
+		m, err := e.Mount(ctx, src, target)
+		if err == nil {
+			return m, nil
+		}
+		why = append(why, fmt.Errorf("%s: %w", e.Name(), err))
+	}
+	return nil, fmt.Errorf("%w: %w", ErrNoEngine, errors.Join(why...))
+}
+
+// inOrder returns the engines of an order, which may be empty.
+func inOrder(order []string) ([]Engine, error) {
+	if len(order) == 0 {
+		return known(), nil
+	}
+	var out []Engine
 	for _, name := range order {
 		e, err := ByName(name)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		p := e.Probe(ctx, dir)
-		probes = append(probes, p)
-		if p.Answer == Yes {
-			return e, probes, nil
-		}
-		why = append(why, fmt.Errorf("%s: %s", name, p.Reason))
+		out = append(out, e)
 	}
-	return nil, probes, fmt.Errorf("%w: %w", ErrNoEngine, errors.Join(why...))
+	return out, nil
 }
 
 // ByName returns a new engine.
@@ -118,18 +183,30 @@ func ByName(name string) (Engine, error) {
 	return nil, fmt.Errorf("engine %q is not known, have %s: %w", name, strings.Join(Names(), ", "), errdefs.ErrInvalidArgument)
 }
 
-// Unmount takes the mount point away, at once, also when the file system on it
-// is in use. Gone tells when the kernel is done with it.
-func Unmount(m *Mount) error {
-	before := superblocks()
-	if err := unix.Unmount(m.Target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			return nil // not mounted
-		}
-		return fmt.Errorf("unmount %s: %w", m.Target, err)
+// hasFilesystem reports whether the kernel has a file system type, and loads
+// the module of one that it does not have yet.
+func hasFilesystem(name string) (bool, error) {
+	fd, err := unix.Fsopen(name, unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENODEV) {
+		return false, nil
 	}
-	if len(m.Superblocks) == 0 && len(superblocks()) < len(before) {
-		m.ended = true
+	if err != nil {
+		return false, fmt.Errorf("open file system type %s: %w", name, err)
 	}
-	return nil
+	return true, unix.Close(fd)
+}
+
+// needs is what all probes check first: whether this process may mount, and
+// whether the kernel has the file system. ok means both.
+func needs(p Probe, filesystem, remedy string) (out Probe, ok bool) {
+	if os.Geteuid() != 0 {
+		return p.with(Unknown, "mounting needs root", "run as root"), false
+	}
+	switch has, err := hasFilesystem(filesystem); {
+	case err != nil:
+		return p.with(Unknown, err.Error(), ""), false
+	case !has:
+		return p.with(No, "the kernel has no file system "+filesystem, remedy), false
+	}
+	return p, true
 }

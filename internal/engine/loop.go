@@ -12,7 +12,7 @@ import (
 // containerd's mount package has no offset. The device frees itself when the
 // last user closes it, so none is left behind by a crash.
 func attachLoop(src Source, direct bool) (*os.File, error) {
-	backing, err := os.Open(src.Path)
+	backing, err := os.Open(src.Region.Path())
 	if err != nil {
 		return nil, fmt.Errorf("attach loop device: %w", err)
 	}
@@ -49,7 +49,7 @@ func attachLoop(src Source, direct bool) (*os.File, error) {
 		}
 		dev.Close()
 		if !errors.Is(err, unix.EBUSY) || try == tries {
-			return nil, fmt.Errorf("attach %s at %d to %s: %w", src.Path, src.Offset, dev.Name(), err)
+			return nil, fmt.Errorf("attach %v to %s: %w", src, dev.Name(), err)
 		}
 	}
 }

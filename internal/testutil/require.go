@@ -9,18 +9,26 @@ import (
 )
 
 // RequireVar names the environment variable that lists, separated by commas,
-// what the machine must have: "root", "containerd", "tools". A test whose need
-// is listed there fails where it would be skipped.
+// what the machine must have: "root", "containerd", "tools", "vm". A test whose
+// need is listed there fails where it would be skipped.
 const RequireVar = "DAXFS_TEST_REQUIRE"
+
+// Required reports whether need is listed in RequireVar.
+func Required(need string) bool {
+	for _, r := range strings.Split(os.Getenv(RequireVar), ",") {
+		if strings.TrimSpace(r) == need {
+			return true
+		}
+	}
+	return false
+}
 
 // Missing skips the test because of what the machine lacks, or fails it if
 // need is listed in RequireVar.
 func Missing(t testing.TB, need, format string, args ...any) {
 	t.Helper()
-	for _, r := range strings.Split(os.Getenv(RequireVar), ",") {
-		if strings.TrimSpace(r) == need {
-			t.Fatalf(format, args...)
-		}
+	if Required(need) {
+		t.Fatalf(format, args...)
 	}
 	t.Skipf(format, args...)
 }
@@ -41,4 +49,15 @@ func Tool(t testing.TB, name string) string {
 		Missing(t, "tools", "needs the program %s: %v", name, err)
 	}
 	return p
+}
+
+// VM needs kernels booted in QEMU. Fetching and booting them takes minutes, so
+// such a test runs only where "vm" is listed.
+func VM(t testing.TB) {
+	t.Helper()
+	if !Required("vm") {
+		t.Skipf("needs virtual machines: list vm in %s", RequireVar)
+	}
+	Root(t)
+	Tool(t, "qemu-system-x86_64")
 }

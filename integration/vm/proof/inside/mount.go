@@ -1,0 +1,96 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/daxfs/containerd-daxfs/integration/vm/proof/protocol"
+)
+
+const (
+	disk = "/dev/vda"
+	pmem = "/dev/pmem0" // the pool, while nd_pmem is bound to it
+)
+
+// mountImage mounts the image at the beginning of the pool or, for "overlayfs",
+// the disk.
+func mountImage(pool protocol.Pool, engine, at string) error {
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		return err
+	}
+	source, fs, options := pmem, "erofs", ""
+	switch engine {
+	case "overlayfs":
+		source, fs = disk, "ext4"
+	case "erofs":
+		options = "dax=never"
+	case "erofs-dax":
+		options = "dax=always"
+	case "daxfs":
+		source, fs, options = "none", "daxfs", fmt.Sprintf("phys=%#x,size=%d", pool.Phys, pool.Size)
+	default:
+		return fmt.Errorf("no engine %q", engine)
+	}
+	if source != disk {
+		if err := bindPmem(source == pmem); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount(source, at, fs, unix.MS_RDONLY, options); err != nil {
+		return fmt.Errorf("mount %s of %s (%s): %w", fs, source, options, err)
+	}
+	// The kernel drops DAX silently where a device has none.
+	shown, err := mountOptions(at)
+	if err != nil {
+		return err
+	}
+	if dax := strings.Contains(shown, "dax=always"); dax != (engine == "erofs-dax") {
+		return fmt.Errorf("%s is mounted with options %q", engine, shown)
+	}
+	return nil
+}
+
+func mountOptions(at string) (string, error) {
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 3 && f[1] == at {
+			return f[3], nil
+		}
+	}
+	return "", fmt.Errorf("%s is not mounted", at)
+}
+
+// bindPmem binds the kernel's pmem driver to the pool, loading it if need be, or
+// takes it away: EROFS needs its block device, DAXFS the range for itself.
+func bindPmem(want bool) error {
+	const driver = "/sys/bus/nd/drivers/nd_pmem"
+	if _, err := os.Stat(driver); errors.Is(err, os.ErrNotExist) {
+		if !want {
+			return nil
+		}
+		if out, err := exec.Command("modprobe", "nd_pmem").CombinedOutput(); err != nil {
+			return fmt.Errorf("modprobe nd_pmem: %w\n%s", err, out)
+		}
+	}
+	bound, err := filepath.Glob(driver + "/namespace*")
+	if err != nil || want == (len(bound) > 0) {
+		return err
+	}
+	control := driver + "/bind"
+	if !want {
+		control = driver + "/unbind"
+	}
+	if err := os.WriteFile(control, []byte("namespace0.0"), 0); err != nil {
+		return fmt.Errorf("write namespace0.0 to %s: %w", control, err)
+	}
+	return nil
+}

@@ -1,0 +1,162 @@
+// Command proof measures what DAXFS promises, in guests of the lab, and writes
+// it into docs/benchmarks.md: how much memory processes, containers and kernels
+// use that run one image, with DAXFS and with what else there is; and how fast
+// files and directories are beside tmpfs in the same guest. The raw numbers go
+// into docs/bench. Run it at the root of the repository, as root, on a quiet
+// machine; "make proof" does.
+//
+// With -check, which "make proof" gives, it fails if a target is missed.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// options is the command line.
+type options struct {
+	memory, speed, check bool
+	kernels              []string // the first alone, then the first two, ...
+	processes            []int    // in each container
+	containers           []int
+	engines              []string
+	rounds               int
+	out, doc             string
+}
+
+func main() {
+	log.SetFlags(log.Ltime)
+	log.SetPrefix("proof: ")
+	o, err := parse(os.Args[1:])
+	if err != nil {
+		os.Exit(2) // package flag has said why
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err = run(ctx, o)
+	stop()
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+func parse(args []string) (*options, error) {
+	o := &options{}
+	f := flag.NewFlagSet("proof", flag.ContinueOnError)
+	what := f.String("measure", "memory,speed", "what to measure, with commas; what is not keeps its raw numbers")
+	kernels := f.String("kernels", "6.12,7.3,6.1", "`kernels` of the lab, with commas")
+	processes := f.String("processes", "1,8,32", "`numbers` of processes in a container, rising")
+	containers := f.String("containers", "1,8", "`numbers` of containers, rising")
+	engines := f.String("engines", "overlayfs,erofs,erofs-dax,daxfs", "`engines` to compare")
+	f.IntVar(&o.rounds, "rounds", 7, "how often each file system has its turn in the speed part")
+	f.StringVar(&o.out, "out", "docs/bench", "`directory` of the raw numbers and the plot")
+	f.StringVar(&o.doc, "doc", "docs/benchmarks.md", "`file` whose part between the proof's marks is replaced; empty for standard output")
+	f.BoolVar(&o.check, "check", false, "fail if a target is missed")
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	if f.NArg() > 0 {
+		return nil, usage(f, "argument %q is not expected", f.Arg(0))
+	}
+	for _, w := range list(*what) {
+		switch w {
+		case "memory":
+			o.memory = true
+		case "speed":
+			o.speed = true
+		default:
+			return nil, usage(f, "-measure %s: only memory and speed are known", w)
+		}
+	}
+	o.kernels, o.engines = list(*kernels), list(*engines)
+	if len(o.kernels) == 0 || len(o.engines) == 0 {
+		return nil, usage(f, "no kernel or no engine")
+	}
+	for from, to := range map[*string]*[]int{processes: &o.processes, containers: &o.containers} {
+		for _, s := range list(*from) {
+			n, err := strconv.Atoi(s)
+			if err != nil || n < 1 {
+				return nil, usage(f, "%q: want a number above 0", s)
+			}
+			*to = append(*to, n)
+		}
+	}
+	return o, nil
+}
+
+func usage(f *flag.FlagSet, format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	fmt.Fprintln(f.Output(), err)
+	f.Usage()
+	return err
+}
+
+func list(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' })
+}
+
+func run(ctx context.Context, o *options) error {
+	if o.memory || o.speed {
+		if err := measure(ctx, o); err != nil {
+			return err
+		}
+	}
+	return render(o)
+}
+
+// measure makes the raw files anew.
+func measure(ctx context.Context, o *options) (err error) {
+	work, err := os.MkdirTemp("", "daxfs-proof-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	// What guests share as memory has to be memory.
+	shm, err := os.MkdirTemp("/dev/shm", "daxfs-proof-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(shm)) }()
+	b := &bench{options: o, work: work, pool: filepath.Join(shm, "pool")}
+	if b.inside, err = buildInside(ctx, work); err != nil {
+		return err
+	}
+	if o.memory {
+		if err := b.measureMemory(ctx); err != nil {
+			return fmt.Errorf("measure memory: %w", err)
+		}
+	}
+	if o.speed {
+		if err := b.measureSpeed(ctx); err != nil {
+			return fmt.Errorf("measure speed: %w", err)
+		}
+	}
+	return nil
+}
+
+// bench is what both parts work with.
+type bench struct {
+	*options
+	work   string // scratch directory that guests see
+	pool   string // file in /dev/shm
+	inside string // the guests' program
+}
+
+func buildInside(ctx context.Context, dir string) (string, error) {
+	out := filepath.Join(dir, "inside")
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", out, "./integration/vm/proof/inside")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the guests' program: %w\n%s", err, b)
+	}
+	return out, nil
+}
