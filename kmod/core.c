@@ -284,12 +284,8 @@ struct where {
 	const u8 *name;
 };
 
-/*
- * Reads how many names a directory has, and checks that their records lie
- * inside it.
- */
-static int names(const struct daxfs_image *img, const struct daxfs_node *dir,
-		 u64 *count)
+int daxfs_names(const struct daxfs_image *img, const struct daxfs_node *dir,
+		u64 *count)
 {
 	struct daxfs_dir_header h;
 
@@ -364,7 +360,7 @@ int daxfs_lookup(const struct daxfs_image *img, const struct daxfs_node *dir,
 	struct where w;
 	int err;
 
-	err = names(img, dir, &count);
+	err = daxfs_names(img, dir, &count);
 	if (err)
 		return err;
 	for (high = count; low < high;) {
@@ -400,7 +396,7 @@ bool daxfs_sorted(const struct daxfs_image *img, const struct daxfs_node *dir)
 
 	if (img->native)
 		return true;
-	if (names(img, dir, &count))
+	if (daxfs_names(img, dir, &count))
 		return false;
 	for (i = 0; i < count; i++) {
 		if (locate(img, dir, i, &w))
@@ -429,18 +425,18 @@ static bool good_type(u8 type)
 	return false;
 }
 
+static bool is_dots(const u8 *name, unsigned int len)
+{
+	return name[0] == '.' && (len == 1 || (len == 2 && name[1] == '.'));
+}
+
 int daxfs_entry(const struct daxfs_image *img, const struct daxfs_node *dir,
 		u64 i, struct daxfs_entry *e)
 {
+	unsigned int n;
 	struct where w;
-	u64 count;
 	int err;
 
-	err = names(img, dir, &count);
-	if (err)
-		return err;
-	if (i >= count)
-		return 0;
 	err = locate(img, dir, i, &w);
 	if (err)
 		return err;
@@ -451,12 +447,12 @@ int daxfs_entry(const struct daxfs_image *img, const struct daxfs_node *dir,
 	barrier_data(e->name);
 	if (!good_type(e->type))
 		return bad_dir(img, dir, i, "its type is none of the seven");
-	if (memchr(e->name, 0, e->name_len) || memchr(e->name, '/', e->name_len))
-		return bad_dir(img, dir, i, "its name has a '/' or a NUL");
-	if (e->name[0] == '.' && (e->name_len == 1 ||
-				  (e->name_len == 2 && e->name[1] == '.')))
+	for (n = 0; n < e->name_len; n++)
+		if (!e->name[n] || e->name[n] == '/')
+			return bad_dir(img, dir, i, "its name has a '/' or a NUL");
+	if (is_dots(e->name, e->name_len))
 		return bad_dir(img, dir, i, "its name is \".\" or \"..\"");
-	return 1;
+	return 0;
 }
 
 int daxfs_target(const struct daxfs_image *img, const struct daxfs_node *n,
@@ -567,21 +563,22 @@ static int check_dir(struct check *c, const struct daxfs_node *dir)
 	const struct daxfs_image *img = c->img;
 	struct daxfs_entry *e, *entry, *before;
 	struct daxfs_node n;
-	u64 i;
+	u64 i, count;
 	int err;
 
 	err = daxfs_count_dir(img, dir, &c->dirs);
+	if (!err)
+		err = daxfs_names(img, dir, &count);
 	if (err)
 		return err;
-	err = -ENOMEM;
 	entry = daxfs_zalloc(2 * sizeof(*entry));
 	if (!entry)
-		return err;
-	for (i = 0;; i++) {
+		return -ENOMEM;
+	for (i = 0; i < count; i++) {
 		e = &entry[i & 1];
 		before = &entry[~i & 1];
 		err = daxfs_entry(img, dir, i, e);
-		if (err <= 0)
+		if (err)
 			break;
 		err = daxfs_node(img, e->ino, &n);
 		if (err)
@@ -606,11 +603,9 @@ static int check_dir(struct check *c, const struct daxfs_node *dir)
 		} else {
 			c->links[e->ino - 1]++;
 		}
-		if (i % 1024 == 1023) {
-			err = daxfs_breathe();
-			if (err)
-				break;
-		}
+		err = i % 1024 == 1023 ? daxfs_breathe() : 0;
+		if (err)
+			break;
 	}
 	daxfs_free(entry);
 	return err;

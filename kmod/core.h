@@ -113,7 +113,14 @@ int daxfs_lookup(const struct daxfs_image *img, const struct daxfs_node *dir,
 		 bool sorted, const void *name, unsigned int len,
 		 u32 *ino, u8 *type);
 
-/* Reads name number i: 1, or 0 if the directory has i names or less. */
+/*
+ * Reads how many names a directory has, whose records lie inside it. The number
+ * may change; what was read once holds for daxfs_entry().
+ */
+int daxfs_names(const struct daxfs_image *img, const struct daxfs_node *dir,
+		u64 *count);
+
+/* Reads name number i of a directory that daxfs_names() found to have more. */
 int daxfs_entry(const struct daxfs_image *img, const struct daxfs_node *dir,
 		u64 i, struct daxfs_entry *e);
 

@@ -90,23 +90,25 @@ static int daxfs_readdir(struct file *file, struct dir_context *ctx)
 	const struct daxfs_image *img = &daxfs_mount(dir->i_sb)->img;
 	struct daxfs_node n = node_of(dir);
 	struct daxfs_entry *e;
-	int err = 0;
+	u64 count;
+	int err;
 
 	if (!dir_emit_dots(file, ctx))
 		return 0;
+	err = daxfs_names(img, &n, &count);
+	if (err)
+		return err;
 	e = kmalloc(sizeof(*e), GFP_KERNEL);
 	if (!e)
 		return -ENOMEM;
-	while ((err = daxfs_entry(img, &n, ctx->pos - 2, e)) > 0) {
-		err = 0;
-		if (!dir_emit(ctx, e->name, e->name_len, e->ino, e->type))
+	while (ctx->pos - 2 < count) {
+		err = daxfs_entry(img, &n, ctx->pos - 2, e);
+		if (err || !dir_emit(ctx, e->name, e->name_len, e->ino, e->type))
 			break;
 		ctx->pos++;
-		if (ctx->pos % 1024 == 0) {
-			err = daxfs_breathe();
-			if (err)
-				break;
-		}
+		err = ctx->pos % 1024 == 0 ? daxfs_breathe() : 0;
+		if (err)
+			break;
 	}
 	kfree(e);
 	return err;
@@ -140,22 +142,21 @@ static struct dentry *daxfs_fh_to_parent(struct super_block *sb, struct fid *fid
 	return generic_fh_to_parent(sb, fid, len, type, handle_inode);
 }
 
-/* Whether dir has a name for inode child. */
+/* Whether dir has a name for inode child: 1 or 0. */
 static int names_child(const struct daxfs_image *img, const struct daxfs_node *dir,
 		       u32 child)
 {
 	struct daxfs_entry e;
-	u64 i;
+	u64 i, count;
 	int err;
 
-	for (i = 0; (err = daxfs_entry(img, dir, i, &e)) > 0; i++) {
-		if (e.ino == child)
+	err = daxfs_names(img, dir, &count);
+	for (i = 0; !err && i < count; i++) {
+		err = daxfs_entry(img, dir, i, &e);
+		if (!err && e.ino == child)
 			return 1;
-		if (i % 1024 == 1023) {
+		if (!err && i % 1024 == 1023)
 			err = daxfs_breathe();
-			if (err)
-				break;
-		}
 	}
 	return err;
 }

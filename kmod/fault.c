@@ -104,23 +104,26 @@ static vm_fault_t map_pages(struct vm_fault *vmf, struct daxfs_region *r, u64 of
 			    unsigned long file_pages, struct file_ra_state *ra)
 {
 	struct vm_area_struct *vma = vmf->vma;
-	unsigned long addr = vmf->address & PAGE_MASK, n, back;
-	int err;
+	unsigned long addr = vmf->address & PAGE_MASK, n, back = 0;
+	int err = -EBUSY;
 
 	n = clipped_batch(vmf, addr, file_pages, ra);
-	err = insert_pages(vma, addr, r, off, n);
+	/*
+	 * Access that goes backwards shall not fault at each page: of the
+	 * smallest batch, also what lies in front.
+	 */
+	if (n < BATCH_MIN)
+		back = min(vmf->pgoff % BATCH_MIN, (addr - vma->vm_start) >> PAGE_SHIFT);
+	if (back)
+		err = insert_pages(vma, addr - back * PAGE_SIZE, r,
+				   off - back * PAGE_SIZE, back + n);
+	/* Stopped at a page that is mapped, maybe before the one that is not. */
+	if (err == -EBUSY)
+		err = insert_pages(vma, addr, r, off, n);
 	/* Somebody else was first, at this page or behind it. */
 	if (err && err != -EBUSY)
 		return err == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
 	note_batch(vmf, ra, n);
-
-	/*
-	 * Access that goes backwards shall not fault at each page: the rest of
-	 * the smallest batch. Not needed, so errors do not matter.
-	 */
-	back = min(vmf->pgoff % BATCH_MIN, (addr - vma->vm_start) >> PAGE_SHIFT);
-	if (back && n < BATCH_MIN)
-		insert_pages(vma, addr - back * PAGE_SIZE, r, off - back * PAGE_SIZE, back);
 	return VM_FAULT_NOPAGE;
 }
 

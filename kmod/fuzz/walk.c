@@ -222,20 +222,21 @@ static void directory(struct walk *w, const struct pending *dir)
 {
 	struct daxfs_entry *e = malloc(sizeof(*e));
 	bool sorted = daxfs_sorted(w->img, &dir->node);
-	int err = 0;
-	u64 i;
+	u64 i, count = 0;
+	int err;
 
 	PROMISE(e != NULL);
-	for (i = 0; w->names_left; i++) {
+	err = daxfs_names(w->img, &dir->node, &count);
+	for (i = 0; !err && i < count && w->names_left; i++) {
 		err = daxfs_entry(w->img, &dir->node, i, e);
-		if (err <= 0)
+		if (err)
 			break;
 		w->names_left--;
 		entry(w, dir, e);
 		if (i < LOOKUPS_MAX)
 			find(w, dir, sorted, e);
 	}
-	if (err < 0)
+	if (err)
 		w->errors++;
 	free(e);
 }
