@@ -277,6 +277,55 @@ func TestSecondDaemon(t *testing.T) {
 	}
 }
 
+// What the configuration says of the pool and what is there do not go together:
+// the daemon says so, starts nothing and changes nothing.
+func TestPoolRefused(t *testing.T) {
+	testutil.Root(t)
+	s := newSite(t)
+	p := start(t, "--config", s.config)
+	s.ready(t, p)
+	p.signal(t, syscall.SIGTERM)
+	if code := p.end(t); code != 0 {
+		t.Fatalf("exit status %d", code)
+	}
+	garbage := filepath.Join(s.dir, "garbage")
+	if err := os.WriteFile(garbage, bytes.Repeat([]byte("garbage "), 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		pool string
+		want []string
+	}{
+		"other sharing": {"share_extents = false", []string{"pool.share_extents is false", "was made with true"}},
+		"garbage":       {fmt.Sprintf("path = %q", garbage), []string{garbage, "not a pool", "daxfsctl pool create --force"}},
+		"no device":     {`path = "/dev/pmem99"`, []string{"/dev/pmem99", "no such file"}},
+		"RAM":           {`path = "phys:0x1000000,size=64MiB"`, []string{"System RAM"}},
+		"half a range":  {`path = "phys:0x1000000"`, []string{"pool.path", "want phys:ADDRESS,size=SIZE"}},
+		"wrong engines": {"[engine]\norder = [\"daxfs\", \"erofs-dax\"]", []string{"no engine can mount images", "daxfs: ", "no physical address", "erofs-dax: ", "not a pmem device"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(s.dir, "bad.toml")
+			text := fmt.Sprintf("root = %q\naddress = %q\n[pool]\nmax_size = \"64MiB\"\n%s\n", s.root, s.socket, c.pool)
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			p := start(t, "--config", file)
+			if code := p.end(t); code != 1 {
+				t.Errorf("exit status %d, want 1", code)
+			}
+			for _, w := range c.want {
+				if !strings.Contains(p.log.String(), w) {
+					t.Errorf("does not say %q:\n%s", w, p.log.String())
+				}
+			}
+		})
+	}
+	if b, err := os.ReadFile(garbage); err != nil || !bytes.Equal(b, bytes.Repeat([]byte("garbage "), 1<<20)) {
+		t.Errorf("the garbage was changed, %v", err)
+	}
+	s.ready(t, start(t, "--config", s.config))
+}
+
 // Something that is not a socket is not removed.
 func TestSocketPathIsFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")

@@ -24,7 +24,7 @@ import (
 const (
 	// bootTimeout is many times what a boot takes on a machine that has nothing
 	// else to do.
-	bootTimeout = 3 * time.Minute
+	bootTimeout = 5 * time.Minute
 	// bootAttempts bounds how often a boot that died of QEMU's int3 oops is
 	// tried again.
 	bootAttempts = 5

@@ -164,12 +164,12 @@ func (s *system) start(name string, args ...string) {
 func (s *system) wait(script string) {
 	s.t.Helper()
 	var err error
-	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(500 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); time.Sleep(500 * time.Millisecond) {
 		if _, err = s.try(s.t.Context(), script); err == nil {
 			return
 		}
 	}
-	s.t.Fatalf("not within two minutes: %v", err)
+	s.t.Fatalf("not within five minutes: %v", err)
 }
 
 func (s *system) startDaemon() {

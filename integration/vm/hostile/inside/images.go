@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +49,11 @@ func imagesWork(task *Task, r region, index, count int) (*Report, error) {
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make mounts private: %w", err)
+	}
+	var cpu unix.CPUSet
+	cpu.Set(index % runtime.NumCPU())
+	if err := unix.SchedSetaffinity(0, &cpu); err != nil {
+		return nil, fmt.Errorf("stay on CPU %d: %w", index%runtime.NumCPU(), err)
 	}
 	at := filepath.Join(dir, fmt.Sprintf("worker%d", index))
 	for _, sub := range []string{"image", "overlay"} {

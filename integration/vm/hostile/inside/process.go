@@ -39,6 +39,8 @@ func spawn(mode string, args ...int) *process {
 	}
 	p.name = strings.Join(p.cmd.Args[1:], " ")
 	p.cmd.Stderr = os.Stderr
+	// Threads on two CPUs cost an emulated guest much at each unmapping.
+	p.cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GOGC=1000")
 	out, err := p.cmd.StdoutPipe()
 	if err == nil {
 		err = p.cmd.Start()

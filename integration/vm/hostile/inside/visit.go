@@ -347,7 +347,8 @@ func (v *visit) ownHandles(root string) {
 		return
 	}
 	defer unix.Close(fd)
-	for _, name := range v.list(fd) {
+	names := v.list(fd)
+	for _, name := range names[:min(len(names), handlesMax)] {
 		handle, _, err := unix.NameToHandleAt(fd, name, 0)
 		if !v.call("name_to_handle_at", err) {
 			continue
