@@ -37,6 +37,29 @@
 #endif
 #endif
 
+/*
+ * 6.3: fsconfig(FSCONFIG_SET_FD) tells the number of the descriptor. Before, it
+ * has to be found by its file.
+ */
+#if SINCE(6, 3)
+#define compat_param_fd(param, result)	((int)(result)->uint_32)
+#else
+#include <linux/fdtable.h>
+#include <linux/fs_parser.h>
+
+static inline int compat_same_file(const void *wanted, struct file *file, unsigned int fd)
+{
+	return file == wanted ? fd + 1 : 0;
+}
+
+static inline int compat_param_fd(struct fs_parameter *param, struct fs_parse_result *result)
+{
+	if (param->type != fs_value_is_file)
+		return result->uint_32;
+	return iterate_fd(current->files, 0, compat_same_file, param->file) - 1;
+}
+#endif
+
 /* 6.3: vm_flags are changed by functions */
 #if SINCE(6, 3)
 #define compat_vm_flags_set	vm_flags_set

@@ -136,7 +136,7 @@ static int daxfs_parse_param(struct fs_context *fc, struct fs_parameter *param)
 	case OPT_OFFSET:
 		return number(fc, param->key, param->string, &o->offset);
 	case OPT_DMABUF:
-		return parse_dmabuf(fc, o, result.uint_32);
+		return parse_dmabuf(fc, o, compat_param_fd(param, &result));
 	case OPT_NAME:
 		kfree(o->name);
 		o->name = param->string;

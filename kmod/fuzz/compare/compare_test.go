@@ -11,6 +11,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -36,6 +37,18 @@ type core struct {
 func startCore(t *testing.T, args ...string) *core {
 	t.Helper()
 	testutil.Tool(t, "gcc")
+	// go test's cache knows what the test has read, not what gcc has.
+	for _, pattern := range []string{"../*.[ch]", "../Makefile", "../../core.[ch]", "../../daxfs_format.h"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("sources %s: %v, %v", pattern, files, err)
+		}
+		for _, f := range files {
+			if _, err := os.ReadFile(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	dir := t.TempDir()
 	if out, err := exec.Command(testutil.Tool(t, "make"), "-C", "..", "CC=gcc", "OUT="+dir, "list").CombinedOutput(); err != nil {
 		t.Fatalf("compile the core: %v\n%s", err, out)
