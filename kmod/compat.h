@@ -37,29 +37,6 @@
 #endif
 #endif
 
-/*
- * 6.3: fsconfig(FSCONFIG_SET_FD) tells the number of the descriptor. Before, it
- * has to be found by its file.
- */
-#if SINCE(6, 3)
-#define compat_param_fd(param, result)	((int)(result)->uint_32)
-#else
-#include <linux/fdtable.h>
-#include <linux/fs_parser.h>
-
-static inline int compat_same_file(const void *wanted, struct file *file, unsigned int fd)
-{
-	return file == wanted ? fd + 1 : 0;
-}
-
-static inline int compat_param_fd(struct fs_parameter *param, struct fs_parse_result *result)
-{
-	if (param->type != fs_value_is_file)
-		return result->uint_32;
-	return iterate_fd(current->files, 0, compat_same_file, param->file) - 1;
-}
-#endif
-
 /* 6.3: vm_flags are changed by functions */
 #if SINCE(6, 3)
 #define compat_vm_flags_set	vm_flags_set
@@ -81,6 +58,29 @@ static inline void compat_vm_flags_clear(struct vm_area_struct *vma, unsigned lo
 #define compat_splice_read	copy_splice_read
 #else
 #define compat_splice_read	generic_file_splice_read
+#endif
+
+/*
+ * 6.7: fsconfig(FSCONFIG_SET_FD) tells the number of the descriptor. Before, it
+ * has to be found by its file.
+ */
+#if SINCE(6, 7)
+#define compat_param_fd(param, result)	((int)(result)->uint_32)
+#else
+#include <linux/fdtable.h>
+#include <linux/fs_parser.h>
+
+static inline int compat_same_file(const void *wanted, struct file *file, unsigned int fd)
+{
+	return file == wanted ? fd + 1 : 0;
+}
+
+static inline int compat_param_fd(struct fs_parameter *param, struct fs_parse_result *result)
+{
+	if (param->type != fs_value_is_file)
+		return result->uint_32;
+	return iterate_fd(current->files, 0, compat_same_file, param->file) - 1;
+}
 #endif
 
 /* 6.7: file handles have to be asked for; times are set by functions */
