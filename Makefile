@@ -40,6 +40,7 @@ bench:
 # Each fuzz target for FUZZTIME; the seeds run with every test anyway.
 FUZZTIME ?= 10s
 fuzz:
+	script/setup.sh
 	script/fuzz.sh $(FUZZTIME)
 
 lint:

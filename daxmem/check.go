@@ -224,14 +224,14 @@ func (c *checker) copies(ctx context.Context, s subject) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if err == nil && d == s.entry.copies || c.changed(s) {
+	if err == nil && d == s.copies || c.changed(s) {
 		return nil
 	}
 	found := fmt.Sprintf("%x", d[:8])
 	if err != nil {
 		found = err.Error()
 	}
-	c.bad("files of "+recordName(s.word.kind(), s.key), at.off, at.size, fmt.Sprintf("digest %x", s.entry.copies[:8]), "%s", found)
+	c.bad("files of "+recordName(s.word.kind(), s.key), at.off, at.size, fmt.Sprintf("digest %x", s.copies[:8]), "%s", found)
 	return nil
 }
 

@@ -18,11 +18,12 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 # gcc and libc6-dev are for the race detector and runc's seccomp binding;
 # mmdebstrap makes the test images; erofs-utils has the fsck.erofs that the
 # image tests use as a second opinion; QEMU, kmod and mmdebstrap run the lab's
-# kernels.
+# kernels; clang has libFuzzer.
 packages=(
 	ca-certificates gcc libc6-dev make pkg-config libseccomp-dev
 	mmdebstrap debian-archive-keyring qemu-system-x86 kmod
 	erofs-utils attr acl libcap2-bin zstd mount util-linux
+	clang-14 libclang-rt-14-dev
 )
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }

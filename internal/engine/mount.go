@@ -112,7 +112,7 @@ func mountNew(fstype string, options []option, target string) error {
 	if err != nil {
 		return fmt.Errorf("open file system type %s: %w", fstype, err)
 	}
-	defer unix.Close(fs)
+	defer func() { _ = unix.Close(fs) }() // nothing is left to go wrong
 	for _, o := range append([]option{{key: "ro"}}, options...) {
 		switch {
 		case o.fd != nil:
@@ -133,7 +133,7 @@ func mountNew(fstype string, options []option, target string) error {
 	if err != nil {
 		return fmt.Errorf("mount %s: %w%s", fstype, err, messages(fs))
 	}
-	defer unix.Close(mount)
+	defer func() { _ = unix.Close(mount) }()
 	if err := unix.MoveMount(mount, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("move mount to %s: %w", target, err)
 	}

@@ -22,10 +22,9 @@ import (
 // are on a disk of the guest's own.
 type system struct {
 	*vm.Guest
-	t       *testing.T
-	bin     string // our commands
-	logs    []*output
-	started sync.WaitGroup
+	t    *testing.T
+	bin  string // our commands
+	logs []*output
 }
 
 // output collects what a process in a guest writes.

@@ -120,4 +120,9 @@ func readIfThere[T any](path string) ([]T, error) {
 	return all, err
 }
 
+// change is mib with its sign.
+func change(bytes int64) string {
+	return strings.Replace(fmt.Sprintf("%+.1f", float64(bytes)/(1<<20)), "-", "−", 1)
+}
+
 func mib(bytes int64) string { return fmt.Sprintf("%.1f", float64(bytes)/(1<<20)) }

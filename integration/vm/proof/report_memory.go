@@ -165,13 +165,13 @@ func (m *memoryReport) write(w *bytes.Buffer, plot string) {
 func (m *memoryReport) writeKernels(w *bytes.Buffer) {
 	last := m.largest()
 	fmt.Fprintf(w, "\nEach kernel with %d containers of %d processes, against before the mount, in MiB.\n", last.containers, last.processes)
-	fmt.Fprintf(w, "\n| engine | kernel | MemAvailable | Cached | sum of Pss, file | for the image | of it page structs | anonymous | page tables | slab | kernel stacks | shared by all kernels |\n|%s\n",
+	fmt.Fprintf(w, "\n| engine | kernel | MemAvailable | Cached | sum of Pss, file | for the image | of it by the mount (page structs) | anonymous | page tables | slab | kernel stacks | shared by all kernels |\n|%s\n",
 		strings.Repeat("---|", 12))
 	for _, e := range m.engines {
 		for _, r := range m.held[e][last] {
 			before, now := m.bare[e][r.Kernel], r.Memory
-			fmt.Fprintf(w, "| %s | %s | −%s | +%s | %s | %s | %s | %s | %s | %s | %s | %s |\n", e, r.Kernel,
-				mib(before.Available-now.Available), mib(now.Cached-before.Cached), mib(now.PssFile),
+			fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", e, r.Kernel,
+				change(now.Available-before.Available), change(now.Cached-before.Cached), mib(now.PssFile),
 				mib(m.taken(e, r.Kernel, now).image), mib(m.pageStructs(e, r.Kernel)),
 				mib(now.Anon-before.Anon), mib(now.PageTables-before.PageTables), mib(now.Slab-before.Slab),
 				mib(now.KernelStacks-before.KernelStacks), mib(r.Shared))
@@ -233,14 +233,18 @@ func (m *memoryReport) writeEvidence(w *bytes.Buffer) {
 		strings.Repeat("---|", 6))
 	for _, e := range m.evidence {
 		f, mapped, read := e.sums()
+		where := "–"
+		if usesPool(e.Engine) {
+			where = fmt.Sprintf("%d of %d", f.Equal, f.Pages)
+		}
 		seen := func(n int) string {
 			if !usesPool(e.Engine) {
 				return "–"
 			}
 			return fmt.Sprintf("%d of %d", n, len(e.After))
 		}
-		fmt.Fprintf(w, "| %s | %s | %d of %d | %d of %d | %s | %s |\n", e.Engine, e.EvidenceOf, e.Ran, len(e.Frames),
-			f.Equal, f.Pages, seen(mapped), seen(read))
+		fmt.Fprintf(w, "| %s | %s | %d of %d | %s | %s | %s |\n", e.Engine, e.EvidenceOf, e.Ran, len(e.Frames),
+			where, seen(mapped), seen(read))
 	}
 }
 

@@ -1,7 +1,6 @@
 package inside
 
 import (
-	"errors"
 	"os"
 	"testing"
 
@@ -20,10 +19,6 @@ func TestAdvise(t *testing.T) {
 	onViews(t, "native pool nopages overlay", func(t *testing.T, m *mounted) {
 		const rel = "data/65536"
 		const all, none, any = 1, 0, -1 // what is mapped afterwards
-		dodump := unix.Errno(0)
-		if config.FS == "daxfs" {
-			dodump = unix.EINVAL
-		}
 		for _, c := range []struct {
 			name   string
 			advice int
@@ -43,9 +38,7 @@ func TestAdvise(t *testing.T) {
 			{"DOFORK", unix.MADV_DOFORK, 0, all},
 			{"DONTDUMP", unix.MADV_DONTDUMP, 0, all},
 			{"MERGEABLE", unix.MADV_MERGEABLE, 0, all},
-			// DONTDUMP could not be taken back: see madvise_vma_behavior() in
-			// mm/madvise.c about VM_SPECIAL.
-			{"DODUMP", unix.MADV_DODUMP, dodump, all},
+			{"DODUMP", unix.MADV_DODUMP, 0, all},
 			{"POPULATE_READ", unix.MADV_POPULATE_READ, 0, all},
 			{"FREE", unix.MADV_FREE, unix.EINVAL, all},
 			{"REMOVE", unix.MADV_REMOVE, unix.EACCES, all},
@@ -55,28 +48,27 @@ func TestAdvise(t *testing.T) {
 				mem := mapPath(t, m.path(rel), unix.PROT_READ, flags)
 				mem.touch()
 				want := c.want
-				if c.name == "REMOVE" && flags == unix.MAP_PRIVATE {
-					want = unix.EACCES
+				special := m.nopages() && flags == unix.MAP_SHARED || m.inPlace()
+				if c.name == "DODUMP" && special {
+					want = unix.EINVAL // see madvise_vma_behavior() about VM_SPECIAL
 				}
-				err := mem.madvise(0, 65536, c.advice)
-				if m.options == "nopages" && c.name == "POPULATE_READ" && flags == unix.MAP_SHARED {
-					// There are no page structs to be looked at: the kernel faults
-					// everything in and then may say so.
-					want = errno(err)
-					if err != nil && !errors.Is(err, unix.EFAULT) && !errors.Is(err, unix.EINVAL) {
-						t.Errorf("POPULATE_READ without page structs: %v, want success, %v or %v", err, unix.EFAULT, unix.EINVAL)
+				if m.nopages() && flags == unix.MAP_SHARED {
+					switch c.name {
+					case "DONTNEED", "COLD", "PAGEOUT", "POPULATE_READ":
+						want = unix.EINVAL // not of frames (VM_PFNMAP)
 					}
 				}
+				err := mem.madvise(0, 65536, c.advice)
 				if errno(err) != want {
 					t.Errorf("MADV_%s, flags %#x: %v, want %v", c.name, flags, err, want)
 				}
 				pfns := mem.frames(t)
 				n := resident(pfns)
-				if config.FS == "daxfs" && (c.mapped == all && n != 16 || c.mapped == none && n != 0) {
+				if m.inPlace() && (c.mapped == all && n != 16 || c.mapped == none && n != 0) {
 					t.Errorf("MADV_%s, flags %#x: %d of 16 pages are mapped afterwards", c.name, flags, n)
 				}
 				wantFill(t, "after MADV_"+c.name, mem.b, rel, 0)
-				if config.FS == "daxfs" && (m.options == "" || flags == unix.MAP_SHARED) {
+				if m.inPlace() {
 					m.wantFrames(t, rel, 0, mem.frames(t))
 				}
 				mem.unmap()
@@ -128,7 +120,7 @@ func TestLock(t *testing.T) {
 			if err := mlock2(mem.b, mlockOnFault); err != nil {
 				t.Errorf("mlock2 on fault, flags %#x: %v", flags, err)
 			}
-			if err := unix.Mlock(mem.b); err != nil && (m.options != "nopages" || err != unix.ENOMEM) {
+			if err := unix.Mlock(mem.b); err != nil && (!m.nopages() || err != unix.ENOMEM) {
 				t.Errorf("mlock, flags %#x: %v", flags, err)
 			}
 			wantFill(t, "locked", mem.b, rel, 0)

@@ -106,7 +106,7 @@ func TestFaultsOfThreads(t *testing.T) {
 				}
 			}
 			wantFill(t, "after the threads", mem.b, rel, 0)
-			if config.FS == "daxfs" {
+			if m.inPlace() {
 				m.wantFrames(t, rel, 0, mem.frames(t))
 			}
 			mem.unmap()

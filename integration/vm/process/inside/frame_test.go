@@ -173,7 +173,7 @@ func TestFork(t *testing.T) {
 			}
 			return b[0]
 		}
-		if m.options == "" {
+		if !m.nopages() {
 			var want [1]byte
 			Fill(want[:], rel, pageSize)
 			if got := read(child, private, 1); got != 0xee {
@@ -183,18 +183,16 @@ func TestFork(t *testing.T) {
 				t.Errorf("the parent reads %#x, want the file's %#x", got, want[0])
 			}
 		}
-		if config.FS == "daxfs" {
+		if m.inPlace() {
 			for _, pid := range []int{s.pid(), child} {
 				m.wantFrames(t, rel, 0, frames(t, pid, shared, pages))
 			}
-			if m.options == "" {
-				m.wantFrames(t, rel, 0, frames(t, s.pid(), private, pages))
-				pfns := frames(t, child, private, pages)
-				m.wantFrames(t, rel, 0, pfns[:1])
-				wantPrivate(t, "page written by the child", pfns[1])
-				m.wantFrames(t, rel, 2, pfns[2:])
-				m.wantFrames(t, rel, 0, frames(t, s.pid(), alone, pages))
-			}
+			m.wantFrames(t, rel, 0, frames(t, s.pid(), private, pages))
+			pfns := frames(t, child, private, pages)
+			m.wantFrames(t, rel, 0, pfns[:1])
+			wantPrivate(t, "page written by the child", pfns[1])
+			m.wantFrames(t, rel, 2, pfns[2:])
+			m.wantFrames(t, rel, 0, frames(t, s.pid(), alone, pages))
 		}
 		for _, r := range maps(t, child, "/"+rel) {
 			if r.start == alone {

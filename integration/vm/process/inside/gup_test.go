@@ -19,7 +19,7 @@ import (
 
 // reachable reports whether the kernel can get the pages of a mapping.
 func (m *mounted) reachable(flags int) bool {
-	return m.options != "nopages" || flags&unix.MAP_SHARED == 0
+	return !m.nopages() || flags&unix.MAP_SHARED == 0
 }
 
 var bothKinds = []struct {
@@ -136,7 +136,7 @@ func TestProcMem(t *testing.T) {
 				for i, pfn := range frames(t, s.pid(), uintptr(addr), 4) {
 					if i == 1 || i == 2 {
 						wantPrivate(t, fmt.Sprintf("page %d, written", i), pfn)
-					} else if m.options == "" {
+					} else if m.inPlace() {
 						m.wantFrames(t, rel, i, []uint64{pfn})
 					}
 				}

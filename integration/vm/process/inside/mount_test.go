@@ -35,6 +35,14 @@ type mounted struct {
 	*Manifest
 }
 
+// nopages reports whether the mount has no page structs: shared mappings have
+// the pool's frames, which the kernel knows nothing about, private ones copies.
+func (v view) nopages() bool { return v.options == "nopages" }
+
+// inPlace reports whether mapped pages are the pool's own, and /proc/PID/pagemap
+// says so.
+func (v view) inPlace() bool { return config.FS == "daxfs" && !v.nopages() }
+
 // onViews runs a subtest on each of the named views, of which EROFS has two; in
 // short runs on the first.
 func onViews(t *testing.T, names string, f func(t *testing.T, m *mounted)) {

@@ -69,18 +69,21 @@ func mountOptions(at string) (string, error) {
 	return "", fmt.Errorf("%s is not mounted", at)
 }
 
-// bindPmem binds the kernel's pmem driver to the pool, loading it if need be, or
-// takes it away: EROFS needs its block device, DAXFS the range for itself.
+// loadPmem loads the kernel's pmem driver and leaves it without a device.
+func loadPmem() error {
+	if err := os.WriteFile("/sys/bus/nd/drivers_autoprobe", []byte("0"), 0); err != nil {
+		return err
+	}
+	if out, err := exec.Command("modprobe", "nd_pmem").CombinedOutput(); err != nil {
+		return fmt.Errorf("modprobe nd_pmem: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// bindPmem binds the pmem driver to the pool or takes it away: EROFS needs its
+// block device, DAXFS the range for itself.
 func bindPmem(want bool) error {
 	const driver = "/sys/bus/nd/drivers/nd_pmem"
-	if _, err := os.Stat(driver); errors.Is(err, os.ErrNotExist) {
-		if !want {
-			return nil
-		}
-		if out, err := exec.Command("modprobe", "nd_pmem").CombinedOutput(); err != nil {
-			return fmt.Errorf("modprobe nd_pmem: %w\n%s", err, out)
-		}
-	}
 	bound, err := filepath.Glob(driver + "/namespace*")
 	if err != nil || want == (len(bound) > 0) {
 		return err

@@ -129,6 +129,11 @@ func (s *server) prepare(q *protocol.Prepare) error {
 	if err := s.warmUp(); err != nil {
 		return fmt.Errorf("warm up: %w", err)
 	}
+	if s.pool.Size > 0 {
+		if err := loadPmem(); err != nil {
+			return err
+		}
+	}
 	return dropCaches("3")
 }
 

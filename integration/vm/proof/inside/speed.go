@@ -37,6 +37,9 @@ func speed(args []string) error {
 	runtime.LockOSThread()
 
 	s := &speedRun{pool: p, scratch: *scratch, out: json.NewEncoder(os.Stdout)}
+	if err := loadPmem(); err != nil {
+		return err
+	}
 	names := strings.Split(*engines, ",")
 	if err := s.makeTmpfs(names[0]); err != nil {
 		return err
