@@ -314,6 +314,19 @@ func TestLend(t *testing.T) {
 	if _, _, err := p.Lend(bg, make([]byte, 16*mib)); !errors.Is(err, ErrFull) {
 		t.Errorf("more than fits: %v", err)
 	}
+	// Extents leave a little for segments, and for this.
+	for i := uint64(0); ; i++ {
+		if _, err := tryLayer(p, key(string(rune(i))), randomBytes(i, 100_000)); errors.Is(err, ErrFull) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, giveBack, err = p.Lend(bg, b); err != nil {
+		t.Errorf("in a pool full of extents: %v", err)
+	} else {
+		giveBack()
+	}
 	ro, err := OpenReadOnly(bg, mustOpenReadOnly(t, path))
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/daxfs/containerd-daxfs/internal/disk"
 )
 
 // BuildFunc makes the bytes of a segment that will lie at off in the region.
@@ -326,7 +328,12 @@ func (p *Pool) Lend(ctx context.Context, b []byte) (off int64, giveBack func(), 
 		return 0, nil, err
 	}
 	n := int64(len(b))
-	off, err = p.allocate(ctx, "loan", n, func() (int64, bool) { return p.allocExtent(n) })
+	off, err = p.allocate(ctx, "loan", n, func() (int64, bool) {
+		if off, ok := p.allocExtent(n); ok {
+			return off, true
+		}
+		return p.alloc.AllocLow(disk.AlignUp(n, blockSize), blockSize) // what is kept for segments
+	})
 	if err == nil {
 		if err = writeSparse(p.region, b, off); err != nil {
 			p.giveBack(ctx, off)

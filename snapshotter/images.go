@@ -62,11 +62,6 @@ type mountRecord struct {
 	Boot   string `json:"boot"`   // boot id of the kernel that has the mount
 }
 
-// EnginePool is a pool as engines are asked about it.
-func EnginePool(p *daxmem.Pool) engine.Pool {
-	return engine.Pool{Region: p.Region(), Shared: !p.SelfContained(), Trial: engine.Lend(p.Region(), p.Lend)}
-}
-
 func newImages(dir string, pool *daxmem.Pool, e engine.Engine) *images {
 	return &images{dir: dir, pool: pool, engine: e, byKey: make(map[key]*image)}
 }
@@ -141,8 +136,7 @@ func (im *images) mount(ctx context.Context, img *image, c chain) error {
 	if err := os.MkdirAll(img.target, 0o700); err != nil {
 		return fmt.Errorf("make mount point: %w", err)
 	}
-	region := im.pool.Region()
-	m, err := im.engine.Mount(ctx, engine.Source{Region: region, Offset: rec.Offset, Size: im.pool.Size() - rec.Offset}, img.target)
+	m, err := im.engine.Mount(ctx, source(im.pool, rec), img.target)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -29,13 +30,18 @@ func TestTwoKernels(t *testing.T) {
 		}
 		return k
 	}
-	a := newSystem(t, bin, vm.Machine{Kernel: kernel("6.12"), Memory: 2 * gib, Pool: pool, Daxfs: true, Disk: newDisk(t)}, physPool)
+	owner := vm.Machine{Kernel: kernel("6.12"), Memory: 2 * gib, Pool: pool, Daxfs: true, Disk: newDisk(t)}
+	a := newSystem(t, bin, owner, physPool)
 	a.importImage(archive)
 	a.sh("ctr run -d --snapshotter daxfs " + image + " first sleep 100000")
 	sums := a.sh("ctr task exec --exec-id sums first sh -c '" + hashAll + "'")
 	t.Logf("%d files in the image", strings.Count(sums, "\n"))
 
-	b := newReader(t, bin, vm.Machine{Kernel: kernel("7.3"), Memory: 2 * gib, Pool: pool, Daxfs: true}, sums)
+	shared := t.TempDir()
+	if err := os.WriteFile(filepath.Join(shared, "sums"), []byte(sums), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := newReader(t, bin, vm.Machine{Kernel: kernel("7.3"), Memory: 2 * gib, Pool: pool, Daxfs: true, Shared: shared})
 	b.containers(t, 3)
 	b.rounds(t, 2)
 
@@ -50,6 +56,16 @@ func TestTwoKernels(t *testing.T) {
 		t.Error(err)
 	}
 	b.rounds(t, 4)
+
+	// The owner comes back to a pool that another kernel reads.
+	a = newSystem(t, bin, owner, physPool)
+	if got := a.sh("ctr run --rm --snapshotter daxfs " + image + " third sh -c '" + hashAll + "'"); got != sums {
+		t.Error("files differ after the owner's return")
+	}
+	if out := a.sh("daxfsctl pool check --data"); !strings.Contains(out, "sound") {
+		t.Errorf("%s", out)
+	}
+	b.rounds(t, 2)
 	b.stop(t)
 }
 
@@ -72,8 +88,9 @@ type loop struct {
 // as they should be. Anything else on its output is an error.
 const round = "round"
 
-// newReader boots a guest and mounts the pool's image in it.
-func newReader(t *testing.T, bin string, m vm.Machine, sums string) *reader {
+// newReader boots a guest and mounts the pool's image in it. The digests of the
+// image's files are in "sums" in the guest's shared directory.
+func newReader(t *testing.T, bin string, m vm.Machine) *reader {
 	t.Helper()
 	s := &reader{system: &system{Guest: vm.Start(t, m), t: t, bin: bin}}
 	s.sh("mkdir -p /etc/containerd-daxfs /run/image /run/containers && mount -t tmpfs tmpfs /run/containers")
@@ -93,7 +110,7 @@ func newReader(t *testing.T, bin string, m vm.Machine, sums string) *reader {
 	if out := s.sh("daxfsctl image mount pool:" + key + " /run/image"); !strings.Contains(out, "mounted on /run/image by daxfs/phys") {
 		t.Fatalf("daxfsctl says %q", out)
 	}
-	s.write("/run/sums", strings.TrimSuffix(sums, "\n"))
+	s.sh("cp " + m.Shared + "/sums /run/sums")
 	return s
 }
 

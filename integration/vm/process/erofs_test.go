@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/daxfs/containerd-daxfs/integration/vm"
 	"github.com/daxfs/containerd-daxfs/integration/vm/process/inside"
 	"github.com/daxfs/containerd-daxfs/internal/testutil"
 )
@@ -22,12 +23,20 @@ func buildInside(t *testing.T, dir string) string {
 	return binary
 }
 
+// tools are what the tests use outside and inside.
+func tools(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"gcc", "gdb", "getfacl", "mke2fs"} {
+		testutil.Tool(t, name)
+	}
+}
+
 // TestErofs runs the tests on this machine and the EROFS view.
 func TestErofs(t *testing.T) {
 	testutil.Root(t)
-	testutil.Tool(t, "gcc")
+	tools(t)
 	dir := t.TempDir()
-	pool, err := os.Create(filepath.Join(dir, "pool"))
+	pool, err := os.OpenFile(vm.TempPool(t, poolSize), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 // TestGuests runs the tests on each kernel of the lab, over one pool.
 func TestGuests(t *testing.T) {
 	testutil.VM(t)
-	testutil.Tool(t, "gcc")
+	tools(t)
 	dir := t.TempDir()
 	pool, err := os.OpenFile(vm.TempPool(t, poolSize), os.O_RDWR, 0)
 	if err != nil {

@@ -41,9 +41,6 @@ const (
 func makeImages(t *testing.T, pool *os.File, dir string) *inside.Config {
 	t.Helper()
 	ctx := t.Context()
-	if err := pool.Truncate(poolSize); err != nil {
-		t.Fatal(err)
-	}
 	if _, err := pool.WriteAt(bytes.Repeat([]byte("the pool's own. "), disk.BlockSize/16), 0); err != nil {
 		t.Fatal(err)
 	}

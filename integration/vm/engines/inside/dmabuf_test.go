@@ -10,9 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/daxfs/containerd-daxfs/internal/disk"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
-	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 )
 
 // memory is a region in a memfd, which udmabuf makes a dma-buf of.
@@ -72,29 +70,7 @@ func TestDmaBuf(t *testing.T) {
 	var mounts []*engine.Mount
 	contents := []string{"the first", strings.Repeat("the second ", 10_000)}
 	for i, content := range contents {
-		at := int64(i) * (4 << 20)
-		f, err := os.CreateTemp(t.TempDir(), "image")
-		must(t, err)
-		defer f.Close()
-		b, err := mkdaxfs.NewBuilder(f, mkdaxfs.BuildOptions{Share: true})
-		must(t, err)
-		defer b.Close()
-		root := &mkdaxfs.Node{Mode: disk.TypeDir | 0o755}
-		for _, name := range []string{"a", "b"} {
-			n := &mkdaxfs.Node{Mode: disk.TypeRegular | 0o644, Size: int64(len(content))}
-			n.Extent, err = b.Put(bg, strings.NewReader(content), n.Size)
-			must(t, err)
-			root.Set(name, n)
-		}
-		stats, err := b.Finish(bg, &mkdaxfs.Tree{Root: root})
-		must(t, err)
-		image := make([]byte, stats.Size)
-		_, err = f.ReadAt(image, 0)
-		must(t, err)
-		_, err = m.WriteAt(image, at)
-		must(t, err)
-		src := engine.Source{Region: m, Offset: at, Size: stats.Size}
-		mnt, err := engine.MountBest(bg, nil, src, t.TempDir())
+		mnt, err := engine.MountBest(bg, nil, writeImage(t, m, content, true, int64(i)*(4<<20)), t.TempDir())
 		must(t, err)
 		if mnt.Engine != "daxfs" || mnt.Method != "dmabuf" || len(mnt.Superblocks) != 1 {
 			t.Errorf("%+v", mnt)

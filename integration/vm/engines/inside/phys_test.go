@@ -48,6 +48,27 @@ func TestPhysOwnerBesideMounts(t *testing.T) {
 	}
 }
 
+// A full pool does not keep the daemon from starting: an image that is there
+// is tried.
+func TestPhysFull(t *testing.T) {
+	r := start(t, daxmem.Options{})
+	base, _, _ := fileSets()
+	r.layer("base", "", base)
+	lower := r.lower("c", "base")
+	st, err := r.pool.Stat()
+	must(t, err)
+	must(t, r.close())
+	r.maxSize = st.Size - st.Free
+	r.open()
+	if r.engine != "daxfs" {
+		t.Errorf("engine %s: %+v", r.engine, r.probes)
+	}
+	wantFiles(t, lower, base)
+	if _, _, err := r.pool.Lend(bg, make([]byte, 1)); !errors.Is(err, daxmem.ErrFull) {
+		t.Errorf("it is not full: %v", err)
+	}
+}
+
 // Other engines say what they would need.
 func TestPhysOtherEngines(t *testing.T) {
 	newPool(t, daxmem.Options{})

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,9 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
-	"github.com/daxfs/containerd-daxfs/internal/disk"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
-	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
@@ -105,36 +101,11 @@ func TestPmemImageFiles(t *testing.T) {
 	region, err := daxmem.OpenRegion(location)
 	must(t, err)
 	defer region.Close()
-	build := func(content string, share bool, at int64) engine.Source {
-		t.Helper()
-		f, err := os.Create(filepath.Join(t.TempDir(), "image"))
-		must(t, err)
-		defer f.Close()
-		b, err := mkdaxfs.NewBuilder(f, mkdaxfs.BuildOptions{Share: share})
-		must(t, err)
-		defer b.Close()
-		root := &mkdaxfs.Node{Mode: disk.TypeDir | 0o755}
-		for _, name := range []string{"a", "b"} {
-			n := &mkdaxfs.Node{Mode: disk.TypeRegular | 0o644, Size: int64(len(content))}
-			n.Extent, err = b.Put(bg, strings.NewReader(content), n.Size)
-			must(t, err)
-			root.Set(name, n)
-		}
-		stats, err := b.Finish(bg, &mkdaxfs.Tree{Root: root})
-		must(t, err)
-		image := make([]byte, stats.Size)
-		if _, err := f.ReadAt(image, 0); err != nil && !errors.Is(err, io.EOF) {
-			t.Fatal(err)
-		}
-		_, err = region.WriteAt(image, at)
-		must(t, err)
-		return engine.Source{Region: region, Offset: at, Size: stats.Size}
-	}
 	contents := []string{"the first", "the second", strings.Repeat("the third ", 100_000)}
 	var mounts []*engine.Mount
 	for i, content := range contents {
 		dir := t.TempDir()
-		m, err := engine.MountBest(bg, nil, build(content, false, 1<<20+int64(i)*(8<<20)), dir)
+		m, err := engine.MountBest(bg, nil, writeImage(t, region, content, false, 1<<20+int64(i)*(8<<20)), dir)
 		must(t, err)
 		if m.Engine != "erofs-dax" || len(m.Superblocks) != 1 {
 			t.Errorf("%+v", m)
@@ -162,7 +133,7 @@ func TestPmemImageFiles(t *testing.T) {
 	}
 	wantNoDevices(t)
 	// One in which two files have the same bytes.
-	src := build("same", true, 1<<20)
+	src := writeImage(t, region, "same", true, 1<<20)
 	if _, err := (&engine.ErofsDax{}).Mount(bg, src, t.TempDir()); !errors.Is(err, engine.ErrUnsuitable) {
 		t.Errorf("shared files: %v", err)
 	}
@@ -174,6 +145,31 @@ func TestPmemImageFiles(t *testing.T) {
 	must(t, engine.Unmount(m))
 	if left := superblocks(t); len(left) != 0 {
 		t.Errorf("the kernel still has %q", left)
+	}
+}
+
+// The reason for a device for each image: with fsoffset=, the second image of
+// one device shows the first one's files.
+func TestPmemFsoffset(t *testing.T) {
+	region, err := daxmem.OpenRegion(location)
+	must(t, err)
+	defer region.Close()
+	var shown []string
+	for i, content := range []string{"the first", "the second"} {
+		src := writeImage(t, region, content, false, 1<<20+int64(i)*(8<<20))
+		dir := t.TempDir()
+		if err := unix.Mount(location, dir, "erofs", unix.MS_RDONLY, fmt.Sprintf("dax=always,fsoffset=%d", src.Offset)); errors.Is(err, unix.EINVAL) {
+			t.Skip("the kernel has no fsoffset=")
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { must(t, unix.Unmount(dir, 0)) }()
+		b, err := os.ReadFile(dir + "/a")
+		must(t, err)
+		shown = append(shown, string(b))
+	}
+	if shown[0] != "the first" || shown[1] != "the first" {
+		t.Errorf("shown %q: the kernel can tell them apart now, and device-mapper is not needed any more", shown)
 	}
 }
 

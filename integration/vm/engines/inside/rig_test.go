@@ -27,6 +27,8 @@ type rig struct {
 	pool   *daxmem.Pool
 	engine string
 	probes []engine.Probe
+
+	maxSize int64 // of the pool
 }
 
 // newPool makes an empty pool in the memory, whatever was there.
@@ -44,7 +46,7 @@ func newPool(t *testing.T, opts daxmem.Options) {
 func start(t *testing.T, opts daxmem.Options, order ...string) *rig {
 	t.Helper()
 	newPool(t, opts)
-	r := &rig{t: t, root: t.TempDir()}
+	r := &rig{t: t, root: t.TempDir(), maxSize: 64 << 30}
 	// The guest's /tmp is an overlay, which is no upper directory.
 	must(t, unix.Mount("tmpfs", r.root, "tmpfs", 0, ""))
 	t.Cleanup(func() {
@@ -62,7 +64,7 @@ func start(t *testing.T, opts daxmem.Options, order ...string) *rig {
 func (r *rig) open(order ...string) {
 	r.t.Helper()
 	var err error
-	r.pool, err = daxmem.OpenOrCreate(bg, location, daxmem.Options{MaxSize: 64 << 30})
+	r.pool, err = daxmem.OpenOrCreate(bg, location, daxmem.Options{MaxSize: r.maxSize})
 	must(r.t, err)
 	var e engine.Engine
 	if e, r.probes, err = engine.Select(bg, order, snapshotter.EnginePool(r.pool)); err != nil {

@@ -148,14 +148,5 @@ func TestProcFiles(t *testing.T) {
 				t.Errorf("%s: %d bytes, %v", path, len(b), err)
 			}
 		}
-		if config.FS != "daxfs" {
-			return
-		}
-		for _, path := range []string{"/proc/kpageflags", "/proc/kpagecount", "/proc/kpagecgroup"} {
-			f := open(t, path)
-			if n, err := f.ReadAt(make([]byte, 8*16), int64(8*m.frame(t, "data/65536", 0))); n != 8*16 {
-				t.Errorf("%s of pages of the pool: %d bytes, %v, want %d", path, n, err, 8*16)
-			}
-		}
 	})
 }

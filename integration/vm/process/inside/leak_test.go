@@ -139,6 +139,9 @@ func TestAtOnce(t *testing.T) {
 				if string(mem.b) != string(want) {
 					return fmt.Errorf("mapping with flags %#x has wrong bytes", flags)
 				}
+				if m.nopages() && flags == unix.MAP_SHARED {
+					return nil // frames alone cannot be given back
+				}
 				return mem.madvise(0, 32768, unix.MADV_DONTNEED)
 			})
 		}

@@ -154,7 +154,9 @@ func TestRegionOfOneImage(t *testing.T) {
 		dir := mountAt(t, "none", "daxfs", unix.MS_RDONLY, fmt.Sprintf("phys=%#x,size=%d%s", config.Phys+V8At, V8Room, more))
 		mem := mapPath(t, filepath.Join(dir, "data/65537"), unix.PROT_READ, unix.MAP_SHARED)
 		wantFill(t, "mapped", mem.b, "data/65537", 0)
-		v8.wantFrames(t, "data/65537", 0, mem.frames(t))
+		if more == "" {
+			v8.wantFrames(t, "data/65537", 0, mem.frames(t))
+		}
 		mem.unmap()
 		must(t, unix.Unmount(dir, 0))
 	}

@@ -99,7 +99,7 @@ func (d *dirMeasure) statEach(names [][]byte, want error) (protocol.Timing, erro
 
 // read reads the directory; of a very large one the beginning.
 func (d *dirMeasure) read() (protocol.Timing, error) {
-	const enough = 100_000
+	const enough = 20_000
 	buf := make([]byte, 64<<10)
 	if _, err := unix.Seek(d.fd, 0, unix.SEEK_SET); err != nil {
 		return protocol.Timing{}, err
