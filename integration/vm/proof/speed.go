@@ -49,16 +49,22 @@ func (b *bench) measureSpeed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	out, err := g.run(ctx, b.inside, "speed",
-		"-phys", strconv.FormatInt(g.pool.Phys, 10), "-size", strconv.FormatInt(g.pool.Size, 10),
-		"-rounds", strconv.Itoa(b.rounds), "-engines", strings.Join(b.speedEngines(), ","))
+	r, err := g.Run(ctx, vm.Command{
+		Args: []string{b.inside, "speed",
+			"-phys", strconv.FormatInt(g.pool.Phys, 10), "-size", strconv.FormatInt(g.pool.Size, 10),
+			"-rounds", strconv.Itoa(b.rounds), "-engines", strings.Join(b.speedEngines(), ",")},
+		Stderr: os.Stderr, // its progress
+	})
+	if err == nil && r.Code != 0 {
+		err = fmt.Errorf("inside speed: exit status %d", r.Code)
+	}
 	if cerr := g.close(); err == nil {
 		err = cerr
 	}
 	if err != nil {
 		return err
 	}
-	timings, err := decodeLines[protocol.Timing](out)
+	timings, err := decodeLines[protocol.Timing](r.Stdout)
 	if err != nil {
 		return fmt.Errorf("what inside speed printed: %w", err)
 	}

@@ -114,7 +114,8 @@ func TestProcMem(t *testing.T) {
 			} else {
 				wantFill(t, k.name+" by /proc/PID/mem", b, rel, 4000)
 			}
-			n, err = f.WriteAt([]byte("breakpoint"), addr+8190)
+			// Kernels with CONFIG_PROC_MEM_FORCE_PTRACE take it from a debugger only.
+			s.debugged(func() { n, err = f.WriteAt([]byte("breakpoint"), addr+8190) })
 			if k.flags == unix.MAP_SHARED {
 				if n != 0 || err == nil {
 					t.Errorf("shared: write: %d, %v, want an error", n, err)

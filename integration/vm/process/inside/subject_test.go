@@ -5,8 +5,12 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // subject is a running program of the tree (testdata/subject.c).
@@ -40,6 +44,33 @@ func (m *mounted) subject(t *testing.T, name string, args ...string) *subject {
 }
 
 func (s *subject) pid() int { return s.cmd.Process.Pid }
+
+// debugged runs f on a thread that is the program's debugger meanwhile.
+func (s *subject) debugged(f func()) {
+	s.t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	must(s.t, unix.PtraceAttach(s.pid()))
+	var status unix.WaitStatus
+	_, err := unix.Wait4(s.pid(), &status, unix.WALL, nil)
+	must(s.t, err)
+	if !status.Stopped() {
+		s.t.Fatalf("wait for %q to stop: status %#x", s.cmd.Args, status)
+	}
+	f()
+	must(s.t, unix.PtraceDetach(s.pid()))
+}
+
+// linuxMajor returns the first number of the kernel's release.
+func linuxMajor(t *testing.T) int {
+	t.Helper()
+	var u unix.Utsname
+	must(t, unix.Uname(&u))
+	major, _, _ := strings.Cut(unix.ByteSliceToString(u.Release[:]), ".")
+	n, err := strconv.Atoi(major)
+	must(t, err)
+	return n
+}
 
 // line returns the next line of output.
 func (s *subject) line() string {

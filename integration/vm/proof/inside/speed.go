@@ -46,6 +46,7 @@ func speed(args []string) error {
 	}
 	for round := range *rounds {
 		for _, fs := range append([]string{"tmpfs", "tmpfs-huge"}, names...) {
+			fmt.Fprintf(os.Stderr, "speed: round %d of %d: %s\n", round+1, *rounds, fs)
 			s.fs, s.round = fs, round
 			if err := s.turn(); err != nil {
 				return fmt.Errorf("%s: %w", fs, err)
