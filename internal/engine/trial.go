@@ -107,17 +107,20 @@ func probeByTrial(ctx context.Context, probe Probe, p Pool, mount func(src Sourc
 	defer t.Close()
 	m, err := t.try(mount)
 	if err != nil {
-		return probe.with(No, err.Error(), remedyFor(err))
+		return probe.with(No, err.Error(), remedyFor(err, p.Region))
 	}
 	probe.Answer, probe.Method = Yes, m.Method
 	return probe
 }
 
 // remedyFor says what helps where an error number tells.
-func remedyFor(err error) string {
+func remedyFor(err error, r Region) string {
 	switch {
+	case errors.Is(err, unix.EBUSY) && r.Kind() == "pmem": // Linux 7 and nd_pmem, see kmod/README.md
+		return fmt.Sprintf("take the memory without its driver: pool.path = \"phys:%#x,size=%d\", and "+
+			"echo namespace0.0 > /sys/bus/nd/drivers/nd_pmem/unbind", r.Address(), r.Size())
 	case errors.Is(err, unix.EBUSY):
-		return "unbind the driver that owns the memory (nd_pmem: echo namespace0.0 > /sys/bus/nd/drivers/nd_pmem/unbind), or unmount what overlaps it"
+		return "unbind the driver that owns the memory, or unmount what overlaps it"
 	case errors.Is(err, unix.EPERM):
 		return "run with CAP_SYS_ADMIN in the initial user namespace"
 	}
