@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -137,24 +138,31 @@ func (n noise) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// writePool makes the pool file with the image at its beginning. Only the
-// image's own pages take memory.
-func writePool(image, pool string) error {
+// newPool makes a pool with the image at its beginning. Only the image's own
+// pages take memory.
+func newPool(image string) (path string, closePool func() error, err error) {
 	in, err := os.Open(image)
 	if err != nil {
-		return err
+		return "", nil, err
 	}
 	defer in.Close()
-	out, err := os.Create(pool)
+	st, err := in.Stat()
 	if err != nil {
-		return err
+		return "", nil, err
 	}
-	defer out.Close()
-	n, err := io.Copy(out, in)
+	path, closePool, err = vm.NewPool((st.Size() + vm.PoolAlign - 1) / vm.PoolAlign * vm.PoolAlign)
 	if err != nil {
-		return fmt.Errorf("copy %s to %s: %w", image, pool, err)
+		return "", nil, err
 	}
-	return out.Truncate((n + vm.PoolAlign - 1) / vm.PoolAlign * vm.PoolAlign)
+	out, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err == nil {
+		defer out.Close()
+		_, err = io.Copy(out, in)
+	}
+	if err != nil {
+		return "", nil, errors.Join(fmt.Errorf("copy %s into a pool: %w", image, err), closePool())
+	}
+	return path, closePool, nil
 }
 
 // command runs a program and puts what it said into the error.

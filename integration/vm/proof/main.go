@@ -120,13 +120,7 @@ func measure(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	// What guests share as memory has to be memory.
-	shm, err := os.MkdirTemp("/dev/shm", "daxfs-proof-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(shm)) }()
-	b := &bench{options: o, work: work, pool: filepath.Join(shm, "pool")}
+	b := &bench{options: o, work: work}
 	if b.inside, err = buildInside(ctx, work); err != nil {
 		return err
 	}
@@ -147,7 +141,6 @@ func measure(ctx context.Context, o *options) (err error) {
 type bench struct {
 	*options
 	work   string // scratch directory that guests see
-	pool   string // file in /dev/shm
 	inside string // the guests' program
 }
 

@@ -88,6 +88,7 @@ type memoryBench struct {
 
 	engine    string
 	imageSize int64
+	pool      string
 	guests    []*guest
 }
 
@@ -102,8 +103,12 @@ func (m *memoryBench) measureEngine(ctx context.Context, engine string) (err err
 	if engine == "overlayfs" {
 		err = m.bootOnDisks(ctx)
 	} else {
+		var closePool func() error
+		if m.pool, closePool, err = newPool(m.image); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, closePool()) }()
 		err = m.bootOnPool(ctx)
-		defer os.Remove(m.pool)
 	}
 	if err != nil {
 		return err
@@ -161,11 +166,8 @@ func (m *memoryBench) bootOnDisks(ctx context.Context) error {
 	})
 }
 
-// bootOnPool boots all kernels on one pool with the image at its beginning.
+// bootOnPool boots all kernels on the pool.
 func (m *memoryBench) bootOnPool(ctx context.Context) error {
-	if err := writePool(m.image, m.pool); err != nil {
-		return err
-	}
 	return m.bootGuests(ctx, func(string) (vm.Machine, error) {
 		return vm.Machine{Pool: m.pool, Daxfs: m.engine == "daxfs"}, nil
 	})

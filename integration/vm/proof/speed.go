@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -26,7 +27,7 @@ type speedRecord struct {
 	protocol.Timing
 }
 
-func (b *bench) measureSpeed(ctx context.Context) error {
+func (b *bench) measureSpeed(ctx context.Context) (err error) {
 	raw, err := newRawFile(ctx, filepath.Join(b.out, speedFile))
 	if err != nil {
 		return err
@@ -35,16 +36,17 @@ func (b *bench) measureSpeed(ctx context.Context) error {
 	if err := buildSpeedImage(ctx, image); err != nil {
 		return err
 	}
-	if err := writePool(image, b.pool); err != nil {
+	pool, closePool, err := newPool(image)
+	if err != nil {
 		return err
 	}
-	defer os.Remove(b.pool)
+	defer func() { err = errors.Join(err, closePool()) }()
 	if err := os.Remove(image); err != nil {
 		return err
 	}
 	log.Printf("speed: %s", b.kernels[0])
 	g, err := b.boot(ctx, b.kernels[0], vm.Machine{
-		Memory: speedMemory, Pool: b.pool, Daxfs: slices.Contains(b.engines, "daxfs"),
+		Memory: speedMemory, Pool: pool, Daxfs: slices.Contains(b.engines, "daxfs"),
 	})
 	if err != nil {
 		return err
