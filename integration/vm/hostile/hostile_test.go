@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -89,31 +90,37 @@ func (p *pool) put(image []byte) int64 {
 // room is how many bytes the next image may say it uses.
 func (p *pool) room() uint64 { return uint64(int64(len(p.mem)) - p.end) }
 
-// start boots a guest for a task.
-func start(t *testing.T, k vm.Kernel, p *pool, task inside.Task) *guest {
+// start boots a guest for tasks.
+func start(t *testing.T, k vm.Kernel, p *pool, tasks ...inside.Task) *guest {
 	t.Helper()
 	// The guest sees what is there when it boots.
-	file := filepath.Join(t.TempDir(), "task")
-	if err := task.Write(file); err != nil {
-		t.Fatal(err)
+	g := &guest{}
+	dir := t.TempDir()
+	for i, task := range tasks {
+		g.tasks = append(g.tasks, filepath.Join(dir, fmt.Sprintf("task%d", i)))
+		if err := task.Write(g.tasks[i]); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return &guest{Guest: vm.Start(t, vm.Machine{Kernel: k, Pool: p.file, Daxfs: true, Append: checks}), task: file}
+	g.Guest = vm.Start(t, vm.Machine{Kernel: k, Pool: p.file, Daxfs: true, Append: checks})
+	return g
 }
 
 type guest struct {
 	*vm.Guest
-	task string
+	tasks []string // files
 }
 
-// run runs package inside in the guest and decodes what it prints last.
-func (g *guest) run(t *testing.T, ctx context.Context, mode string, out any, onLine func(line string)) {
+// run runs package inside in the guest with one of the tasks, and decodes what
+// it prints last.
+func (g *guest) run(t *testing.T, ctx context.Context, task int, mode string, out any, onLine func(line string)) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &lines{each: onLine}
-	r, err := g.Run(ctx, vm.Command{Args: []string{self, mode}, Env: []string{inside.Env + "=" + g.task}, Stdout: w})
+	r, err := g.Run(ctx, vm.Command{Args: []string{self, mode}, Env: []string{inside.Env + "=" + g.tasks[task]}, Stdout: w})
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", mode, err, w.last)
 	}
@@ -203,7 +210,7 @@ func TestMutated(t *testing.T) {
 	}
 	// Also for few images there is much that they can claim.
 	p := newPool(t, max(size, 256<<20))
-	task := inside.Task{Anchor: p.put(images[0].Bytes)}
+	task := inside.Task{Anchor: p.put(images[0].Bytes), Via: inside.ViaPhys}
 	for n, i := range mutated {
 		if i.From == "pool" {
 			mutate.Stretch(i.Bytes, p.room())
@@ -216,19 +223,33 @@ func TestMutated(t *testing.T) {
 	}
 	t.Logf("%d images in %d MiB", len(task.Images), len(p.mem)>>20)
 
+	// The other ways to the memory differ in faults and pages only: a tenth.
+	tasks := []inside.Task{task}
+	for _, via := range []string{inside.ViaDmabuf, inside.ViaNopages} {
+		few := task
+		few.Via, few.Images = via, task.Images[len(task.Images)-count/10:]
+		tasks = append(tasks, few)
+	}
+
 	vm.EachKernel(t, func(t *testing.T, k vm.Kernel) {
-		g := start(t, k, p, task)
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute+time.Duration(count)*500*time.Millisecond)
-		defer cancel()
-		var r inside.Report
-		g.run(t, ctx, inside.Images, &r, nil)
-		report(t, g, &r)
-		if t.Failed() {
-			describe(t, mutated, r.Broken)
-		}
-		if r.Mounts["novalidate ok"] < count/10 || r.Mounts["validate EUCLEAN"] < count/10 {
-			t.Errorf("of %d images %d mount without and %d are refused by the check: mutations have lost their bite",
-				count, r.Mounts["novalidate ok"], r.Mounts["validate EUCLEAN"])
+		g := start(t, k, p, tasks...)
+		for i, task := range tasks {
+			t.Logf("via %s", task.Via)
+			count := len(task.Images)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute+time.Duration(count)*500*time.Millisecond)
+			var r inside.Report
+			g.run(t, ctx, i, inside.Images, &r, nil)
+			cancel()
+			report(t, g, &r)
+			if t.Failed() {
+				first := len(tasks[0].Images) - count
+				describe(t, mutated[min(first, len(mutated)):], r.Broken)
+				return
+			}
+			if r.Mounts["novalidate ok"] < count/10 || r.Mounts["validate EUCLEAN"] < count/10 {
+				t.Errorf("of %d images %d mount without and %d are refused by the check: mutations have lost their bite",
+					count, r.Mounts["novalidate ok"], r.Mounts["validate EUCLEAN"])
+			}
 		}
 	})
 }
@@ -258,7 +279,7 @@ func TestLive(t *testing.T) {
 	images, m := sound(t)
 	const apart = 20 << 20 // so that files that go astray are where no page structs are
 	p := newPool(t, int64(len(images)+2)*apart)
-	task := inside.Task{Anchor: p.put(images[0].Bytes), Seconds: seconds}
+	task := inside.Task{Anchor: p.put(images[0].Bytes), Via: inside.ViaPhys, Seconds: seconds}
 	var targets []target
 	for n, i := range images {
 		p.end = int64(n+1) * apart
@@ -274,14 +295,14 @@ func TestLive(t *testing.T) {
 	vm.EachKernel(t, func(t *testing.T, k vm.Kernel) {
 		g := start(t, k, p, task)
 		var before, after map[int64]string
-		g.run(t, t.Context(), inside.Trees, &before, nil)
+		g.run(t, t.Context(), 0, inside.Trees, &before, nil)
 
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute+time.Duration(seconds)*2*time.Second)
 		defer cancel()
 		d := &disturber{mutator: m, targets: targets, end: make(chan struct{})}
 		defer d.stop()
 		var r inside.Report
-		g.run(t, ctx, inside.Live, &r, func(line string) {
+		g.run(t, ctx, 0, inside.Live, &r, func(line string) {
 			if line == inside.Ready {
 				d.running.Go(d.run)
 			}
@@ -295,7 +316,7 @@ func TestLive(t *testing.T) {
 			t.Error("no reader noticed a change")
 		}
 
-		g.run(t, t.Context(), inside.Trees, &after, nil)
+		g.run(t, t.Context(), 0, inside.Trees, &after, nil)
 		for at, want := range before {
 			if after[at] != want {
 				t.Errorf("image at %d: tree is %s, was %s", at, after[at], want)

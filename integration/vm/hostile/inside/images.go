@@ -55,6 +55,14 @@ func imagesWork(task *Task, r region, index, count int) (*Report, error) {
 	if err := unix.SchedSetaffinity(0, &cpu); err != nil {
 		return nil, fmt.Errorf("stay on CPU %d: %w", index%runtime.NumCPU(), err)
 	}
+	if task.Via == ViaDmabuf {
+		f, err := anchorDmabuf()
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		r.dmabuf = f
+	}
 	at := filepath.Join(dir, fmt.Sprintf("worker%d", index))
 	for _, sub := range []string{"image", "overlay"} {
 		if err := os.MkdirAll(filepath.Join(at, sub), 0o755); err != nil {

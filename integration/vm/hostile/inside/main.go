@@ -58,6 +58,7 @@ func run(mode string, args []string) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the pool: %w", err)
 	}
+	r.nopages = task.Via == ViaNopages
 	var n []int
 	for _, a := range args {
 		i, err := strconv.Atoi(a)

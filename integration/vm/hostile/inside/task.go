@@ -15,9 +15,18 @@ type Task struct {
 	Anchor int64
 	// Images are the offsets of the images, in bytes.
 	Images []int64
+	// Via is how they are mounted; the anchor by ViaNopages or else ViaPhys.
+	Via string
 	// Seconds is how long Live reads.
 	Seconds int
 }
+
+// What images are mounted from.
+const (
+	ViaPhys    = "phys"    // the region, with page structs
+	ViaDmabuf  = "dmabuf"  // the dma-buf that the anchor gives
+	ViaNopages = "nopages" // the region, without page structs
+)
 
 // Write writes the task to a file.
 func (t *Task) Write(path string) error {
@@ -37,11 +46,19 @@ func readTask(path string) (*Task, error) {
 	if err := json.Unmarshal(b, &t); err != nil {
 		return nil, fmt.Errorf("task %s: %w", path, err)
 	}
-	return &t, nil
+	switch t.Via {
+	case ViaPhys, ViaDmabuf, ViaNopages:
+		return &t, nil
+	}
+	return nil, fmt.Errorf("task %s: via %q", path, t.Via)
 }
 
 // region is the pool's physical range in this guest.
-type region struct{ phys, size uint64 }
+type region struct {
+	phys, size uint64
+	nopages    bool
+	dmabuf     *os.File // mounts are of this, unless nil
+}
 
 func findRegion() (r region, err error) {
 	for _, f := range []struct {
@@ -57,10 +74,4 @@ func findRegion() (r region, err error) {
 		}
 	}
 	return r, nil
-}
-
-// options are mount options for the image at an offset.
-func (r region) options(offset int64, name string, more ...string) string {
-	o := []string{fmt.Sprintf("phys=%#x,size=%d,offset=%d,name=%s", r.phys, r.size, offset, name)}
-	return strings.Join(append(o, more...), ",")
 }
