@@ -76,11 +76,15 @@ func (r *uring) do(op uint8, fd int, b []byte, off int64) (int, error) {
 	*(*uintptr)(unsafe.Pointer(&r.sqes[16])) = uintptr(unsafe.Pointer(&b[0]))
 	binary.LittleEndian.PutUint32(r.sqes[24:], uint32(len(b)))
 	atomic.AddUint32(r.sqTail, 1)
-	if _, _, e := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), 1, 1, enterGetEvents, 0, 0); e != 0 {
-		return 0, e
-	}
-	if atomic.LoadUint32(r.tail) == *r.head {
-		return 0, unix.ETIME
+	// A signal, of which Go's runtime sends some, ends the waiting.
+	for submit := uintptr(1); atomic.LoadUint32(r.tail) == *r.head; {
+		n, _, e := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), submit, 1, enterGetEvents, 0, 0)
+		if e != 0 && e != unix.EINTR {
+			return 0, e
+		}
+		if e == 0 {
+			submit -= min(submit, n)
+		}
 	}
 	cqe := r.cqes[16*(*r.head&r.mask):]
 	res := int32(binary.LittleEndian.Uint32(cqe[8:]))
