@@ -30,10 +30,10 @@ var sources = []source{
 	{suite: "trixie-backports", base: "trixie"},
 }
 
-// packages is what a chroot holds besides the kernel: what kbuild runs.
+// packages is what a chroot holds besides the kernel: what kbuild and DKMS run.
 var packages = []string{
 	"base-files", "dash", "coreutils", "findutils", "diffutils", "grep", "sed", "mawk", "xz-utils",
-	"kmod", "make", "gcc", "libc6-dev", "sparse",
+	"kmod", "make", "gcc", "libc6-dev", "sparse", "dkms", "bash",
 }
 
 // finish is run in a fresh chroot, in which no package's own script has run.
