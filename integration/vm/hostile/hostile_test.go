@@ -164,7 +164,7 @@ func report(t *testing.T, g *guest, r *inside.Report) {
 }
 
 // logged matches a line of the module about a mount, with its time.
-var logged = regexp.MustCompile(`^(?:<\d+>)?\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? daxfs: (\w+): `)
+var logged = regexp.MustCompile(`^(?:<\d+>)?\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? daxfs: ([\w-]+): `)
 
 // checkLog: about one mount, one line in five seconds.
 func checkLog(t *testing.T, console string) {

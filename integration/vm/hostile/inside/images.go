@@ -72,7 +72,7 @@ func imagesWork(task *Task, r region, index, count int) (*Report, error) {
 	rep := newReport()
 	for n := index; n < len(task.Images); n += count {
 		begin(n)
-		v := newVisit(rep, fmt.Sprintf("image%d", n), uint64(n))
+		v := newVisit(rep, fmt.Sprintf("%s-image%d", task.Via, n), uint64(n))
 		v.exec = v.IntN(4) == 0
 		v.mounted(r, task.Images[n], at)
 	}
