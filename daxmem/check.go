@@ -177,6 +177,9 @@ func (c *checker) changed(s subject) bool {
 
 func (c *checker) segment(s subject) {
 	p := c.p
+	if s.word.kind() == KindChain {
+		return
+	}
 	b, err := readSegment(p.region, &s.entry, p.sup.dataStart, p.size)
 	var seg *segment
 	if err == nil {

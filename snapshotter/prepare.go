@@ -47,6 +47,15 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err := refuseOwnLabels(base.Labels); err != nil {
 		return nil, err
 	}
+	if kind == snapshots.KindActive && base.Labels[labelTarget] != "" {
+		there, err := s.adoptChain(ctx, key, parent, opts)
+		if err != nil {
+			return nil, err
+		}
+		if there {
+			return nil, fmt.Errorf("snapshot %q: the layer is in the pool: %w", base.Labels[labelTarget], errdefs.ErrAlreadyExists)
+		}
+	}
 	// Until the snapshot is in the metadata nothing says that its image is in
 	// use.
 	s.collecting.RLock()
@@ -139,7 +148,7 @@ func (s *Snapshotter) mounts(ctx context.Context, sn *snapshot) ([]mount.Mount, 
 		}
 		return []mount.Mount{{Type: "bind", Source: s.upper(sn.id), Options: append(mapping, mode, "rbind")}}, nil
 	}
-	lower, err := s.images.use(ctx, sn.id, sn.chain)
+	lower, err := s.images.use(ctx, sn.id, sn.chain, sn.info.Parent)
 	if err != nil {
 		return nil, fmt.Errorf("mount image of snapshot %q: %w", sn.info.Name, err)
 	}

@@ -101,7 +101,7 @@ type Held struct {
 // points below root. It changes nothing. The error is about records that
 // cannot be read; the others are returned all the same.
 func HeldImages(root string) ([]Held, error) {
-	im := newImages(filepath.Join(root, "images"), nil, nil)
+	im := newImages(filepath.Join(root, "images"))
 	homes, err := filepath.Glob(filepath.Join(im.dir, "*"))
 	if err != nil {
 		return nil, err
