@@ -46,7 +46,7 @@ func openPhys(mem, path string, l Location, a access) (Region, error) {
 		return nil, explainDevMem(err)
 	}
 	r := &physRegion{mem: f, path: path, loc: l, ro: a != toOwn}
-	if a != toInspect {
+	if a == toOwn {
 		err = lockRange(f, int64(l.Address), l.Size)
 	}
 	if err == nil {

@@ -45,7 +45,7 @@ func openPmem(path string, a access) (Region, error) {
 	r := &pmemRegion{f: f, path: path, ro: a != toOwn}
 	r.buffers.New = func() any { b := alignedBytes(directSize, directAlign); return &b }
 	err = r.inspect()
-	if err == nil && a != toInspect {
+	if err == nil && a == toOwn {
 		err = lockFile(f)
 	}
 	if err != nil {

@@ -36,8 +36,9 @@ type Options struct {
 	// may have the same: an earlier boot of it loses its seat to a later one.
 	Instance string
 
-	// Host is shown to people beside the pool's seats.
-	Host string
+	// Holder tells daemons of one kernel apart, and people which it is: host name
+	// and directory, of which the last 64 bytes count.
+	Holder string
 
 	// Seat is the seat of this kernel, which memory without compare-and-swap
 	// needs to be told; nil: any.
@@ -46,6 +47,9 @@ type Options struct {
 	// bootID stands in for the kernel's, in tests.
 	bootID func() ([16]byte, error)
 }
+
+// clip returns the last n bytes of s.
+func clip(s string, n int) string { return s[max(0, len(s)-n):] }
 
 func (opts Options) seat() int {
 	if opts.Seat == nil {

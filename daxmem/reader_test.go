@@ -274,7 +274,7 @@ func TestSeats(t *testing.T) {
 	var readers []*Reader
 	for n := range seatCount - 1 {
 		opts := asKernel(byte(n))
-		opts.Host = fmt.Sprintf("guest%d", n)
+		opts.Holder = fmt.Sprintf("guest%d", n)
 		readers = append(readers, p.attach(t, opts))
 	}
 	if _, err := Attach(bg, unlocked(t, p.path, toAttach), asKernel(200)); !errors.Is(err, ErrSeats) {

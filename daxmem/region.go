@@ -75,7 +75,7 @@ type access int
 
 const (
 	toInspect access = iota // no lock, nothing is written
-	toAttach                // lock; writable windows, and else nothing is written
+	toAttach                // no lock; writable windows, and else nothing is written
 	toOwn                   // lock
 )
 
@@ -87,14 +87,13 @@ func (a access) mode() int {
 	return os.O_RDWR
 }
 
-// OpenRegion opens the region at a location, in its text form, for its owner.
-// In this kernel there is one process at a time that owns or is attached, until
-// Close or the end of the process: ErrOwned tells that there is another. Those
-// in other kernels are not seen.
+// OpenRegion opens the region at a location, in its text form, for its owner:
+// there is one at a time in this kernel, until Close or the end of the process.
+// ErrOwned tells that there is another. Owners in other kernels are not seen.
 func OpenRegion(location string) (Region, error) { return openRegion(location, toOwn) }
 
 // OpenRegionShared opens a region for a reader: it is mapped read-only, but for
-// windows. The lock is that of OpenRegion.
+// windows. It takes no lock.
 func OpenRegionShared(location string) (Region, error) { return openRegion(location, toAttach) }
 
 // OpenRegionReadOnly opens a region for inspection. It takes no lock, so its
@@ -177,7 +176,7 @@ func newFile(f *os.File, path string, a access) (Region, error) {
 	if !fi.Mode().IsRegular() {
 		return nil, invalidf("%s: %v, want a regular file", path, fi.Mode().Type())
 	}
-	if a != toInspect {
+	if a == toOwn {
 		if err := lockFile(f); err != nil {
 			return nil, err
 		}

@@ -31,7 +31,7 @@ func (w seatWord) generation() uint64 { return uint64(w) >> 8 }
 type Identity struct {
 	Boot     [16]byte // boot ID of the kernel
 	Instance string   // as the operator calls the kernel, or empty; at most 64 bytes
-	Host     string   // host name and version, for people; at most 64 bytes
+	Holder   string   // which daemon of the kernel, also for people: host name and directory; at most 64 bytes
 }
 
 const identityText = 64 // bytes
@@ -44,7 +44,7 @@ const identityText = 64 // bytes
 //	    32    8 claimed, unix ns
 //	    40    8 0x0102030405060708 as the holder's processor stores it
 //	    48   64 instance name
-//	   112   64 host name and version
+//	   112   64 holder: host name and directory of the daemon
 type lease struct {
 	Identity
 	claimed int64
@@ -62,7 +62,7 @@ func (l *lease) encode() []byte {
 	le.PutUint64(b[32:], uint64(l.claimed))
 	le.PutUint64(b[40:], byteOrder) // package unsafe refuses other processors
 	copy(b[48:48+identityText], l.Instance)
-	copy(b[112:112+identityText], l.Host)
+	copy(b[112:112+identityText], l.Holder)
 	le.PutUint32(b[8:], crc32.Checksum(b[16:], castagnoli))
 	return b[leaseAt:]
 }
@@ -103,7 +103,7 @@ type Seat struct {
 func (s *Seat) String() string {
 	name := s.Instance
 	if name == "" {
-		name = s.Host
+		name = s.Holder
 	}
 	if name == "" {
 		name = "boot " + uuid.UUID(s.Boot).String()
@@ -169,13 +169,13 @@ func readSeats(w Window, g *geometry, own *seat) ([]*Seat, error) {
 	return out, nil
 }
 
-// claimSeat takes a seat for id: the one that an earlier daemon of this kernel
-// has left, or a free one. Seats of earlier boots of the same instance, and with
+// claimSeat takes a seat for id: the one that an earlier process of the same
+// holder has left, or a free one. Seats of earlier boots of the same instance, and with
 // alone of all other boots, are freed. fixed is the number that the operator
 // gave, which memory without compare-and-swap needs; -1: none. w covers all
 // seats and is writable.
 //
-// Preconditions: no other process of this kernel is at the pool.
+// Preconditions: the holder has one process.
 func claimSeat(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat, error) {
 	if fixed >= seatCount {
 		return nil, invalidf("seat %d, there are seats 0 to %d", fixed, seatCount-1)
@@ -192,7 +192,7 @@ func claimSeat(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat
 		}
 		if ok && s.Held && s.Damaged == "" {
 			switch {
-			case s.Boot == id.Boot && (fixed < 0 || fixed == n):
+			case s.Boot == id.Boot && s.Holder == id.Holder && (fixed < 0 || fixed == n):
 				return &seat{w: w, g: g, number: n, word: word}, nil
 			case s.Boot != id.Boot && (alone || id.Instance != "" && s.Instance == id.Instance):
 				if err := evictSeat(w, g, n, word); err != nil {

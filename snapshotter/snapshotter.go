@@ -56,6 +56,10 @@ type Options struct {
 	// its owner may take.
 	Missing Missing
 	AskWait time.Duration
+
+	// Convert pulls an image, by its name, for other kernels, into Pool; nil:
+	// they are refused.
+	Convert func(ctx context.Context, name string) error
 }
 
 // Snapshotter implements snapshots.Snapshotter and snapshots.Cleaner.
@@ -72,6 +76,8 @@ type Snapshotter struct {
 	pending    atomic.Bool // a collection had to be put off
 
 	// layers are the pins of the other pool's layers that snapshots need.
+	convert func(ctx context.Context, name string) error
+
 	kept   sync.Mutex
 	layers map[[32]byte]func()
 }
@@ -99,7 +105,7 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot metadata: %w", err)
 	}
-	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, layers: make(map[[32]byte]func())}
+	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, layers: make(map[[32]byte]func())}
 	s.images = newImages(filepath.Join(opts.Root, "images"))
 	if opts.Pool != nil {
 		s.images.own, s.images.pool = &store{opts.Pool, opts.Engine}, opts.Pool
