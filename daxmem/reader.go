@@ -305,6 +305,24 @@ func releaseLeft(s *seat) (n int, err error) {
 	return n, nil
 }
 
+// Check reports ErrFenced when this kernel has lost its seat: what it has mounted
+// may be removed, and nothing new can be pinned.
+func (r *Reader) Check() error { return r.seat.check() }
+
+// Owner returns who owns the pool, or nil when nobody does: it was closed, or its
+// owner's seat was taken away.
+func (r *Reader) Owner() (*Seat, error) {
+	ow, err := loadOwnerWord(r.w)
+	if err != nil || ow.state() == ownedByNobody {
+		return nil, err
+	}
+	s, _, ok, err := readSeat(r.w, &r.sup.geometry, ow.seat())
+	if err != nil || !ok {
+		return nil, err
+	}
+	return s, nil
+}
+
 // Seats lists the kernels at the pool.
 func (r *Reader) Seats() ([]*Seat, error) { return readSeats(r.w, &r.sup.geometry, r.seat) }
 

@@ -34,6 +34,9 @@ type Identity struct {
 	Holder   string   // which daemon of the kernel, also for people: host name and directory; at most 64 bytes
 }
 
+// MaxInstance is the most bytes of an instance's name.
+const MaxInstance = identityText
+
 const identityText = 64 // bytes
 
 // lease is what a holder writes into its seat, bytes 8 to 255.
