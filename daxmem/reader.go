@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/log"
@@ -17,7 +18,7 @@ import (
 type Reader struct {
 	region Region
 	sup    *super
-	size   int64
+	size   atomic.Int64
 	w      Window // all that is shared, read-only
 	seat   *seat
 	ix     *index
@@ -54,7 +55,8 @@ func attach(ctx context.Context, region Region, opts Options) (_ *Reader, err er
 	if err != nil {
 		return nil, err
 	}
-	r := &Reader{region: region, sup: sup, size: own.size, verified: map[int]word{}, stop: make(chan struct{})}
+	r := &Reader{region: region, sup: sup, verified: map[int]word{}, stop: make(chan struct{})}
+	r.size.Store(own.size)
 	if r.w, err = region.Window(0, sup.dataStart, false); err != nil {
 		return nil, err
 	}
@@ -115,8 +117,28 @@ func (r *Reader) SelfContained() bool { return r.sup.incompat&featSelfContained 
 // Region is the memory that the pool lives in, for engines that mount from it.
 func (r *Reader) Region() Region { return r.region }
 
-// Size is the bytes of the region that the pool used when it was attached to.
-func (r *Reader) Size() int64 { return r.size }
+// Size is the bytes of the region that the pool uses, as far as this kernel has
+// needed to know.
+func (r *Reader) Size() int64 { return r.size.Load() }
+
+// within makes sure that Size covers [0, end), or as much as there is: the owner
+// may have made the pool larger.
+func (r *Reader) within(end int64) error {
+	if end <= r.size.Load() {
+		return nil
+	}
+	if g, ok := r.region.(interface{ Refresh() error }); ok {
+		if err := g.Refresh(); err != nil {
+			return err
+		}
+	}
+	_, own, err := readSuper(r.region)
+	if err != nil {
+		return err
+	}
+	r.size.Store(own.size)
+	return nil
+}
 
 // Layer, Image and Chain return the record with that key, or ErrNotFound.
 func (r *Reader) Layer(key [32]byte) (*Record, error) { return r.find(KindLayer, key) }
@@ -262,9 +284,12 @@ func (r *Reader) verify(e *entry, slot int) error {
 	if known == e.word.life() {
 		return nil
 	}
-	b, err := readSegment(r.region, e, r.sup.dataStart, r.size)
+	if err := r.within(e.off + e.size); err != nil {
+		return err
+	}
+	b, err := readSegment(r.region, e, r.sup.dataStart, r.Size())
 	if err == nil {
-		_, err = parseSegment(b, e.off, r.size, e.word.kind())
+		_, err = parseSegment(b, e.off, r.Size(), e.word.kind())
 	}
 	if err != nil {
 		return err
@@ -280,7 +305,7 @@ func (r *Reader) verify(e *entry, slot int) error {
 // Preconditions: the record is pinned.
 func (r *Reader) ReadSegment(rec *Record) ([]byte, error) {
 	e := entry{off: rec.Offset, size: rec.Size, digest: rec.Digest}
-	b, err := readSegment(r.region, &e, r.sup.dataStart, r.size)
+	b, err := readSegment(r.region, &e, r.sup.dataStart, r.Size())
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", rec.Name(), err)
 	}
