@@ -121,12 +121,8 @@ func (r *Reader) Region() Region { return r.region }
 // needed to know.
 func (r *Reader) Size() int64 { return r.size.Load() }
 
-// within makes sure that Size covers [0, end), or as much as there is: the owner
-// may have made the pool larger.
-func (r *Reader) within(end int64) error {
-	if end <= r.size.Load() {
-		return nil
-	}
+// refresh notices that the owner has made the pool larger.
+func (r *Reader) refresh() error {
 	if g, ok := r.region.(interface{ Refresh() error }); ok {
 		if err := g.Refresh(); err != nil {
 			return err
@@ -140,7 +136,7 @@ func (r *Reader) within(end int64) error {
 	return nil
 }
 
-// Layer, Image and Chain return the record with that key, or ErrNotFound.
+// Layer returns the layer with that key, or ErrNotFound.
 func (r *Reader) Layer(key [32]byte) (*Record, error) { return r.find(KindLayer, key) }
 
 // Image returns the image with that key, or ErrNotFound.
@@ -284,7 +280,9 @@ func (r *Reader) verify(e *entry, slot int) error {
 	if known == e.word.life() {
 		return nil
 	}
-	if err := r.within(e.off + e.size); err != nil {
+	// An image's bounds reach to the end of the pool as it was when the image
+	// was made.
+	if err := r.refresh(); err != nil {
 		return err
 	}
 	b, err := readSegment(r.region, e, r.sup.dataStart, r.Size())
