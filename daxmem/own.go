@@ -11,7 +11,7 @@ import (
 // then on. The index that counts is still the former owner's: see serve.
 func (p *Pool) acquire(sup *super, boot [16]byte) error {
 	g := &sup.geometry
-	id := Identity{Boot: boot, Instance: p.opts.Instance, Holder: clip(p.opts.Holder, identityText)}
+	id := Identity{Boot: boot, Instance: p.opts.Instance, Holder: HolderName(p.opts.Holder)}
 	// In a private region whoever else was there went with an earlier boot.
 	alone := p.region.Private()
 	former, err := loadOwnerWord(p.w)

@@ -66,7 +66,7 @@ func attach(ctx context.Context, region Region, opts Options) (_ *Reader, err er
 		}
 	}()
 	r.ix = newIndex(r.w, &sup.geometry, sup.uuid)
-	id := Identity{Boot: boot, Instance: opts.Instance, Holder: clip(opts.Holder, identityText)}
+	id := Identity{Boot: boot, Instance: opts.Instance, Holder: HolderName(opts.Holder)}
 	if r.seat, err = claimOwn(region, &sup.geometry, id, opts.seat()); err != nil {
 		return nil, err
 	}
