@@ -183,7 +183,7 @@ func claimSeat(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat
 	if fixed >= seatCount {
 		return nil, invalidf("seat %d, there are seats 0 to %d", fixed, seatCount-1)
 	}
-	if fixed < 0 && !w.Atomic() && !alone {
+	if fixed < 0 && !w.Atomic() {
 		return nil, fmt.Errorf("claim a seat: this memory has no compare-and-swap, so that seats have to be given by configuration: %w", ErrNoSwap)
 	}
 	free, freeGeneration := -1, uint64(0)
