@@ -204,6 +204,13 @@ func claimSeat(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat
 				word, ok = makeSeatWord(seatFree, word.generation()+1), false
 			}
 		}
+		if ok && word.state() == seatClaimed && (fixed == n || alone) {
+			// Nobody else claims it: an earlier process of this kernel died at it.
+			if err := evictSeat(w, g, n, word); err != nil {
+				return nil, err
+			}
+			word, ok = makeSeatWord(seatFree, word.generation()+1), false
+		}
 		switch {
 		case ok && (fixed < 0 || fixed == n):
 			taken = append(taken, s.String())
