@@ -2,11 +2,14 @@ package engines
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	digest "github.com/opencontainers/go-digest"
 
+	"github.com/daxfs/containerd-daxfs/integration/images"
 	"github.com/daxfs/containerd-daxfs/integration/lab"
 	"github.com/daxfs/containerd-daxfs/integration/vm"
 )
@@ -14,48 +17,75 @@ import (
 // registryAt is where each guest has a registry of its own.
 const registryAt = "127.0.0.1:5000"
 
+// The [share] sections of the two kernels.
+const (
+	ownerShare  = "instance = \"a\"\ncontainerd = \"/run/containerd/containerd.sock\""
+	readerShare = "instance = \"b\"\nrole = \"reader\""
+)
+
+// kernels are guests at one pool, each with a registry of its own that has the
+// same images.
+type kernels struct {
+	bin, registry string
+	pool          string
+	size          int64
+	images        map[string]*layoutOf
+}
+
+func newKernels(t *testing.T, size int64, images ...string) *kernels {
+	t.Helper()
+	bin, _ := prepare(t)
+	k := &kernels{bin: bin, registry: build(t, "../../cmd/registry") + "/registry", pool: vm.TempPool(t, size), size: size, images: map[string]*layoutOf{}}
+	for _, name := range images {
+		k.images[name] = newLayout(t, name)
+	}
+	return k
+}
+
+// boot boots a guest with both daemons and its registry.
+func (k *kernels) boot(t *testing.T, kernel, share string) *system {
+	t.Helper()
+	found, err := vm.FindKernel(t.Context(), kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := vm.Machine{Kernel: found, Memory: 2 * gib, Pool: k.pool, Daxfs: true, Disk: newDisk(t)}
+	s := newSystem(t, k.bin, m, func(g *vm.Guest) string {
+		return fmt.Sprintf("[pool]\npath = \"phys:%#x,size=%dMiB\"\n[share]\n%s", g.PoolAddress(), k.size/mib, share)
+	})
+	args := []string{k.registry, "-listen", registryAt}
+	for name, l := range k.images {
+		args = append(args, name+"="+l.dir)
+	}
+	s.start("registry", args...)
+	return s
+}
+
 // A second kernel runs what the first has unpacked, and what the first unpacks
 // because the second asks, without fetching or unpacking one layer. What it
 // needs stays when the first removes its image.
 func TestAttach(t *testing.T) {
-	bin, _ := prepare(t)
-	bin2 := build(t, "../../cmd/registry")
-	pool := vm.TempPool(t, systemPool)
-	images := map[string]*layoutOf{"debian": newLayout(t, "debian"), "rootopaque": newLayout(t, "rootopaque")}
-	boot := func(kernel, share string) *system {
-		t.Helper()
-		k, err := vm.FindKernel(t.Context(), kernel)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := vm.Machine{Kernel: k, Memory: 2 * gib, Pool: pool, Daxfs: true, Disk: newDisk(t)}
-		s := newSystem(t, bin, m, func(g *vm.Guest) string { return physPool(g) + "\n[share]\n" + share })
-		args := []string{bin2 + "/registry", "-listen", registryAt}
-		for name, l := range images {
-			args = append(args, name+"="+l.dir)
-		}
-		s.start("registry", args...)
-		return s
-	}
-	a := boot("6.12", "instance = \"a\"\ncontainerd = \"/run/containerd/containerd.sock\"")
+	k := newKernels(t, systemPool, "debian", "rootopaque")
+	debian, rootopaque := k.images["debian"], k.images["rootopaque"]
+	a := k.boot(t, "6.12", ownerShare)
 	a.pull("debian")
-	if n := images["debian"].fetched(a); n != len(images["debian"].layers) {
-		t.Fatalf("the owner fetched %d of %d layers", n, len(images["debian"].layers))
+	if n := debian.fetched(a); n != len(debian.layers) {
+		t.Fatalf("the owner fetched %d of %d layers", n, len(debian.layers))
 	}
 	a.sh("ctr run -d --snapshotter daxfs " + registryAt + "/debian:latest first sleep 100000")
 	sums := a.sh("ctr task exec --exec-id sums first sh -c '" + hashAll + "'")
 
-	b := boot("7.3", "instance = \"b\"\nrole = \"reader\"")
+	b := k.boot(t, "7.3", readerShare)
 	before := b.sh("cat /proc/diskstats")
-	for name, l := range images {
+	for name, l := range k.images {
 		b.pull(name)
 		if n := l.fetched(b); n != 0 {
 			t.Errorf("the reader fetched %d layers of %s", n, name)
 		}
 	}
 	t.Logf("disk before %q, after %q", before, b.sh("cat /proc/diskstats"))
-	if n := images["rootopaque"].fetched(a); n != len(images["rootopaque"].layers) {
-		t.Errorf("the owner, asked for it, fetched %d of %d layers of rootopaque", n, len(images["rootopaque"].layers))
+	if n := rootopaque.fetched(a); n != len(rootopaque.layers) {
+		t.Errorf("the owner, asked for it, fetched %d of %d layers of rootopaque", n, len(rootopaque.layers))
 	}
 	if got := b.sh("ctr run --rm --snapshotter daxfs " + registryAt + "/debian:latest one sh -c '" + hashAll + "'"); got != sums {
 		t.Error("files differ in the reader's container")
@@ -125,4 +155,49 @@ func (l *layoutOf) fetched(s *system) (n int) {
 		}
 	}
 	return n
+}
+
+// How long a container takes to start on the second kernel does not depend on
+// the size of the image.
+func TestAttachSize(t *testing.T) {
+	k := newKernels(t, 2*gib, images.Sized...)
+	a := k.boot(t, "6.12", ownerShare)
+	for _, name := range images.Sized {
+		a.pull(name)
+	}
+	b := k.boot(t, "7.3", readerShare)
+	const turns = 7
+	took := map[string][]float64{}
+	for _, name := range images.Sized {
+		b.pull(name)
+		if n := k.images[name].fetched(b); n != 0 {
+			t.Errorf("the reader fetched %d layers of %s", n, name)
+		}
+		b.run(name) // the owner is asked for the image, once
+	}
+	for range turns {
+		for _, name := range images.Sized {
+			took[name] = append(took[name], b.run(name))
+		}
+	}
+	var medians []float64
+	for _, name := range images.Sized {
+		slices.Sort(took[name])
+		medians = append(medians, took[name][turns/2])
+		t.Logf("%s: ctr run --rm took %.2f s (%.2f to %.2f, n = %d)", name, took[name][turns/2], took[name][0], took[name][turns-1], turns)
+	}
+	if r := medians[1] / medians[0]; r > 1.2 || r < 1/1.2 {
+		t.Errorf("the large image takes %.2f times as long as the small one, want within 20 %%", r)
+	}
+}
+
+// run runs a container to its end and returns the seconds that it took.
+func (s *system) run(name string) float64 {
+	s.t.Helper()
+	out := s.sh("a=$(date +%s%N); ctr run --rm --snapshotter daxfs " + registryAt + "/" + name + ":latest c /bin/true; echo $(($(date +%s%N) - a))")
+	n, err := strconv.ParseFloat(strings.TrimSpace(out), 64)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return n / 1e9
 }
