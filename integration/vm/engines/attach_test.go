@@ -201,3 +201,71 @@ func (s *system) run(name string) float64 {
 	}
 	return n / 1e9
 }
+
+// Three kernels at one pool: the owner's is cut off, another takes the pool
+// over when somebody has said that it is gone, the third notices nothing, and
+// the first comes back as a reader.
+func TestThreeKernels(t *testing.T) {
+	k := newKernels(t, systemPool, "debian", "rootopaque")
+	auto := func(name string) string {
+		return "role = \"auto\"\ncontainerd = \"/run/containerd/containerd.sock\"\ninstance = \"" + name + "\""
+	}
+	a := k.boot(t, "6.12", auto("a"))
+	a.pull("debian")
+	a.sh("ctr run -d --snapshotter daxfs " + registryAt + "/debian:latest first sleep 100000")
+	sums := a.sh("ctr task exec --exec-id sums first sh -c '" + hashAll + "'")
+
+	b := k.boot(t, "7.3", auto("b"))
+	c := k.boot(t, "6.1", "instance = \"c\"\nrole = \"reader\"")
+	for _, s := range []*system{b, c} {
+		s.pull("debian")
+		s.sh("ctr run -d --snapshotter daxfs " + registryAt + "/debian:latest stays sleep 100000")
+	}
+	same := func(s *system, when string) {
+		t.Helper()
+		for _, run := range []string{"ctr task exec --exec-id again stays", "ctr run --rm --snapshotter daxfs " + registryAt + "/debian:latest another"} {
+			if got := s.sh(run + " sh -c '" + hashAll + "'"); got != sums {
+				t.Errorf("guest %s, %s: files differ (%s)", s.Kernel.Name, when, run)
+			}
+		}
+	}
+	same(b, "at first")
+	a.Kill()
+	same(b, "when the owner's machine was gone")
+	same(c, "when the owner's machine was gone")
+
+	lease := b.sh("daxfsctl lease ls")
+	if !strings.Contains(lease, "owner   a ") {
+		t.Errorf("the dead owner's seat is not there:\n%s", lease)
+	}
+	owner := strings.Fields(strings.TrimSpace(b.sh("daxfsctl lease ls | grep owner")))[0]
+	if _, err := b.try(t.Context(), "daxfsctl lease evict "+owner); err == nil {
+		t.Error("the owner is evicted without --owner")
+	}
+	b.sh("daxfsctl lease evict --owner " + owner)
+	b.wait("! pgrep -f '^containerd-daxfs-grpc'") // it ends, for systemd to start it again
+	b.startDaemon()
+	b.wait("daxfsctl lease ls | grep -q 'owner *b '")
+	if out := b.sh("daxfsctl pool check --data"); !strings.Contains(out, "sound") {
+		t.Errorf("%s", out)
+	}
+	b.wait("ctr run --rm --snapshotter daxfs " + registryAt + "/debian:latest dials true")
+	c.pull("rootopaque") // which the new owner pulls, being asked
+	if n := k.images["rootopaque"].fetched(c); n != 0 {
+		t.Errorf("the reader fetched %d layers", n)
+	}
+	same(b, "as the owner")
+	same(c, "under the new owner")
+
+	a = k.boot(t, "6.12", auto("a"))
+	if out := a.sh("daxfsctl lease ls"); !strings.Contains(out, "reader  a ") {
+		t.Errorf("the former owner is back:\n%s", out)
+	}
+	a.pull("debian")
+	if n := k.images["debian"].fetched(a); n != 0 {
+		t.Errorf("the former owner fetched %d layers", n)
+	}
+	if out := b.sh("daxfsctl pool check --data"); !strings.Contains(out, "sound") {
+		t.Errorf("%s", out)
+	}
+}
