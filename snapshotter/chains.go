@@ -181,40 +181,48 @@ func (s *Snapshotter) pinLayer(k key) (*daxmem.Record, func(), error) {
 // it; no store, no chain.
 func (s *Snapshotter) findChain(ctx context.Context, id, below [32]byte, labels map[string]string) (*store, *daxmem.Record, error) {
 	for _, st := range s.images.stores() {
-		rec, err := st.Chain(id)
-		switch {
-		case errdefs.IsNotFound(err):
-			continue
-		case err != nil:
-			return nil, nil, err
-		case rec.ChainID != below:
-			// A chainID is a digest of what is below: somebody lies.
-			log.G(ctx).WithField("chain", key(id)).WithField("on", key(below)).WithField("recorded", key(rec.ChainID)).
-				Warn("chain stands on another one in the pool, and is not used")
-			continue
+		rec, err := st.chainOn(ctx, id, below)
+		if !errdefs.IsNotFound(err) {
+			return st, rec, err
 		}
-		return st, rec, nil
 	}
-	if s.images.shared == nil {
+	shared := s.images.shared
+	if shared == nil {
 		return nil, nil, nil
 	}
 	// A parallel unpack comes with all layers at once; the first one's answer is
 	// theirs too.
 	s.asking.Lock()
 	defer s.asking.Unlock()
-	rec, err := s.images.shared.Chain(id)
+	rec, err := shared.chainOn(ctx, id, below)
 	if errdefs.IsNotFound(err) {
 		if err = s.images.ask.convert(ctx, id, labels); err == nil {
-			rec, err = s.images.shared.Chain(id)
+			rec, err = shared.chainOn(ctx, id, below)
 		}
 	}
 	if err == nil {
-		return s.images.shared, rec, nil
+		return shared, rec, nil
 	}
 	if s.pool == nil || s.images.ask.missing == MissingFail {
-		return nil, nil, fmt.Errorf("chain sha256:%x is not in the pool %s: %w: %w", id, s.images.shared.Region().Path(), err, errdefs.ErrFailedPrecondition)
+		return nil, nil, fmt.Errorf("chain sha256:%x is not in the pool %s: %w: %w", id, shared.Region().Path(), err, errdefs.ErrFailedPrecondition)
 	}
 	return nil, nil, nil // unpacked here
+}
+
+// chainOn finds a chain on top of another. One that the pool says is on
+// something else is not found.
+func (s *store) chainOn(ctx context.Context, id, below [32]byte) (*daxmem.Record, error) {
+	rec, err := s.Chain(id)
+	if err != nil {
+		return nil, err
+	}
+	if rec.ChainID != below {
+		// A chainID is a digest of all that is below: somebody lies.
+		log.G(ctx).WithField("chain", key(id)).WithField("on", key(below)).WithField("recorded", key(rec.ChainID)).
+			Warn("chain stands on another one in the pool, and is not used")
+		return nil, fmt.Errorf("chain sha256:%x on sha256:%x: %w", id, below[:8], daxmem.ErrNotFound)
+	}
+	return rec, nil
 }
 
 // keepLayer pins a layer of the other pool for the snapshots of this kernel.
