@@ -19,6 +19,9 @@ func (p *Pool) allocate(ctx context.Context, what string, n int64, try func() (i
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
+		if err := p.mayWrite(); err != nil {
+			return 0, err
+		}
 		p.mu.Lock()
 		need := disk.AlignUp(n, blockSize)
 		if need > 0 && need <= p.limit-p.usedBytes() {

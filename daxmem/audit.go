@@ -52,7 +52,7 @@ const viewAttempts = 5
 // that, it tries again; what changes too fast is left out.
 func (c *checker) readOnlyView(ctx context.Context) ([]subject, []job, error) {
 	for attempt := 1; ; attempt++ {
-		l, err := load(ctx, c.p.region, c.p.sup, c.p.size, false)
+		l, err := load(ctx, c.p.region, c.p.w, c.p.sup, c.p.size, false)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -93,6 +93,9 @@ func (c *checker) view(b *books, held map[*extent]int) (subjects []subject, jobs
 			users[l]++
 		}
 		s := subject{r.entry, r}
+		if _, leaving := b.leaving[r]; leaving {
+			continue
+		}
 		if r.why != "" {
 			if !c.p.ro || !c.changed(s) { // the owner's lock is held
 				c.rep.Quarantined = append(c.rep.Quarantined, r.public())

@@ -25,8 +25,8 @@ type record struct {
 	slot   int
 	spans  []span    // space that it alone owns: the segment, then an image's copies; or what could be reserved of them
 	exts   []*extent // of a layer
-	layers []*record // of an image
-	users  int       // images, published or being built, that draw from it
+	layers []*record // of an image or chain
+	users  int       // images, published or being built, and chains, that need it
 	pins   int
 	why    string // quarantined: the reason
 }
@@ -57,12 +57,13 @@ type books struct {
 	alloc *space.Space
 
 	slots []*record // by slot; nil: FREE on the medium, or reserved by a publisher
-	gens  []uint64  // by slot: generation on the medium
+	words []word    // by slot: the state word on the medium
 	avail []int     // free slots, highest first
 
 	live     map[recordKey]*record // sound and LIVE
 	chains   map[[32]byte]*record  // images by chainID
 	bad      map[*record]struct{}  // quarantined
+	leaving  map[*record]struct{}  // RETIRED, but pinned by other kernels
 	byOff    map[int64]*extent
 	byDigest map[[32]byte]*extent
 
@@ -73,14 +74,12 @@ type books struct {
 func newBooks(sup *super, size int64) *books {
 	return &books{
 		size: size, sup: sup, alloc: space.New(sup.dataStart, size),
-		slots: make([]*record, sup.records), gens: make([]uint64, sup.records),
-		live: map[recordKey]*record{}, chains: map[[32]byte]*record{}, bad: map[*record]struct{}{},
+		slots: make([]*record, sup.records), words: make([]word, sup.records),
+		live: map[recordKey]*record{}, chains: map[[32]byte]*record{}, bad: map[*record]struct{}{}, leaving: map[*record]struct{}{},
 		byOff: map[int64]*extent{}, byDigest: map[[32]byte]*extent{},
 		segTop: sup.dataStart,
 	}
 }
-
-func slotOffset(slot int) int64 { return catalogStart + int64(slot)*recordSize }
 
 // metaFloor keeps the lowest 1/64 of the pool for segments: extents never go
 // there, so that layers can be published when extents have filled the rest.
@@ -146,7 +145,7 @@ func (b *books) unref(e *extent) (gone bool) {
 // enter puts a sound record into its slot and the indexes.
 func (b *books) enter(r *record) {
 	b.slots[r.slot] = r
-	b.gens[r.slot] = r.word.generation()
+	b.words[r.slot] = r.word
 	b.live[recordKey{r.word.kind(), r.key}] = r
 	if r.word.kind() == KindImage && r.chain != [32]byte{} {
 		b.chains[r.chain] = r

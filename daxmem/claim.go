@@ -150,6 +150,56 @@ func (l *loader) claimImages(ctx context.Context, images []*found, badLayers map
 	return bad, nil
 }
 
+// claimChains enters chains whose layer is there. Others have lost what they
+// say, and nothing else: they are dropped.
+func (l *loader) claimChains(chains []*found) {
+	slices.SortStableFunc(chains, newestFirst)
+	for _, f := range chains {
+		rec := f.rec
+		layer := l.live[recordKey{KindLayer, rec.digest}]
+		if layer == nil || l.live[recordKey{KindChain, rec.key}] != nil {
+			l.drops = append(l.drops, rec)
+			continue
+		}
+		rec.layers = []*record{layer}
+		layer.users++
+		l.enter(rec)
+	}
+}
+
+// claimLeaving keeps what a removed record uses as long as another kernel has
+// it pinned. It is not found any more.
+func (l *loader) claimLeaving(f *found) {
+	rec := f.rec
+	why := ""
+	switch rec.word.kind() {
+	case KindLayer:
+		why = l.claimLayer(f)
+	case KindImage:
+		if why = l.resolve(f); why == "" {
+			why = l.claimImage(f)
+		}
+	case KindChain:
+		if layer := l.live[recordKey{KindLayer, rec.digest}]; layer != nil {
+			rec.layers = []*record{layer}
+		}
+	}
+	if why != "" {
+		l.claimRest(f) // what is not somebody else's
+		rec.why = ""
+		delete(l.bad, rec)
+	} else {
+		for _, layer := range rec.layers {
+			layer.users++
+		}
+	}
+	for _, e := range rec.exts {
+		e.published = true
+	}
+	l.slots[rec.slot] = rec
+	l.leaving[rec] = struct{}{}
+}
+
 // claimImage reserves the segment of an image and its copies, all or nothing.
 func (l *loader) claimImage(f *found) (why string) {
 	all := f.seg.spans(f.rec.off, f.rec.size)

@@ -124,7 +124,7 @@ type crash struct{}
 // at its end. The story goes on after that write: what it does then is not
 // looked at.
 func until(t *testing.T, seed uint64, n int, selfContained bool) (at *moment, ended bool) {
-	m := newMem(2 * mib)
+	m := newMem(3 * mib)
 	opts := boot(bootA)
 	opts.SelfContained = selfContained
 	p, err := Create(bg, m, opts)

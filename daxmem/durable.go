@@ -2,6 +2,7 @@ package daxmem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -34,7 +35,8 @@ func (p *Pool) startSyncer() {
 	if delay == 0 {
 		delay = defaultSyncDelay
 	}
-	p.syncer.Add(1)
+	p.syncer.Add(2)
+	go p.beat()
 	go func() {
 		defer p.syncer.Done()
 		for {
@@ -105,6 +107,12 @@ func (p *Pool) syncOnce() error {
 		defer p.mu.Unlock()
 		return p.syncErr
 	}
+	if err := p.mayWrite(); err != nil {
+		p.fail(err)
+		defer p.mu.Unlock()
+		return p.syncErr
+	}
+	p.releaseLeaving()
 	batch := make([]*record, 0, len(p.pending))
 	for r := range p.pending {
 		batch = append(batch, r)
@@ -150,14 +158,28 @@ func (p *Pool) syncOnce() error {
 		if _, still := p.pending[r]; !still {
 			continue // removed meanwhile
 		}
-		r.flags |= flagDurable
-		if _, err := p.region.WriteAt(r.flagWord(), slotOffset(r.slot)+8); err != nil {
-			r.flags &^= flagDurable
+		if err := p.setFlags(&r.entry, r.slot, r.flags|flagDurable); err != nil {
 			p.fail(err)
 			return p.syncErr
 		}
 		delete(p.pending, r)
 	}
+	return nil
+}
+
+// setFlags changes the flags of a record and its checksum by one store.
+func (p *Pool) setFlags(e *entry, slot int, flags uint32) error {
+	old := e.flagWord()
+	now := *e
+	now.flags = flags
+	ok, err := p.w.CompareAndSwap(slotOffset(slot)+8, old, now.flagWord())
+	if err == nil && !ok {
+		err = corruptf("they are not %#x any more", e.flags)
+	}
+	if err != nil {
+		return fmt.Errorf("write flags of catalog record %d: %w", slot, err)
+	}
+	e.flags = flags
 	return nil
 }
 
@@ -170,6 +192,9 @@ func (p *Pool) fail(cause error) {
 		return
 	}
 	p.syncErr = fmt.Errorf("pool %s: sync failed, nothing is made durable until it is opened again: %w", p.region.Path(), cause)
+	if errors.Is(cause, ErrFenced) {
+		return // it is another's superblock
+	}
 	p.own.state = ownerSuspect
 	if err := p.writeOwner(); err != nil {
 		log.L.WithError(err).WithField("region", p.region.Path()).Error("mark pool as suspect")

@@ -24,6 +24,19 @@ var (
 	// ErrOwned: another process owns the region.
 	ErrOwned = fmt.Errorf("daxmem: region has another owner: %w", errdefs.ErrUnavailable)
 
+	// ErrSeats: no seat at the pool, or not the one that was meant.
+	ErrSeats = fmt.Errorf("daxmem: no such seat: %w", errdefs.ErrUnavailable)
+
+	// ErrNoSwap: the region has no compare-and-swap, and the seat was not given.
+	ErrNoSwap = fmt.Errorf("daxmem: no compare-and-swap: %w", errdefs.ErrInvalidArgument)
+
+	// ErrFenced: another kernel has taken over what this one had, the pool or
+	// its seat. What is mounted stays as it is; nothing new can be done.
+	ErrFenced = fmt.Errorf("daxmem: fenced: %w", errdefs.ErrAborted)
+
+	// ErrFault: the memory under a mapping is gone.
+	ErrFault = fmt.Errorf("daxmem: fault: %w", errdefs.ErrDataLoss)
+
 	// ErrClosed: the pool, or the import, has ended.
 	ErrClosed = fmt.Errorf("daxmem: closed: %w", errdefs.ErrUnavailable)
 

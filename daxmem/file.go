@@ -15,13 +15,38 @@ type fileRegion struct {
 	f    *os.File
 	path string
 	size atomic.Int64
+	ro   bool // but for windows
+
+	memory bool // the file system keeps it in memory
 }
 
 func (r *fileRegion) ReadAt(b []byte, off int64) (int, error)  { return r.f.ReadAt(b, off) }
-func (r *fileRegion) WriteAt(b []byte, off int64) (int, error) { return r.f.WriteAt(b, off) }
 func (r *fileRegion) Size() int64                              { return r.size.Load() }
 func (r *fileRegion) Fixed() bool                              { return false }
 func (r *fileRegion) Address() uint64                          { return 0 }
+func (r *fileRegion) WriteAt(b []byte, off int64) (int, error) {
+	if r.ro {
+		return 0, errReadOnly(r)
+	}
+	return r.f.WriteAt(b, off)
+}
+
+// errReadOnly is what writes fail with in a region that is not its owner's.
+func errReadOnly(r Region) error { return fmt.Errorf("write %s: %w", r.Path(), os.ErrPermission) }
+
+// Private: only a file in memory is given to guests. On a disk it would be the
+// host's page cache that they share, and nothing says that it stays.
+func (r *fileRegion) Private() bool    { return !r.memory }
+func (r *fileRegion) Persistent() bool { return !r.memory }
+
+func (r *fileRegion) Window(off, n int64, writable bool) (w Window, err error) {
+	err = r.control("map", func(fd int) (err error) {
+		w, err = mapWindow(fd, 0, off, n, writable)
+		return err
+	})
+	return w, err
+}
+
 func (r *fileRegion) Kind() string                             { return KindFile }
 func (r *fileRegion) Path() string                             { return r.path }
 func (r *fileRegion) Close() error                             { return r.f.Close() }
@@ -37,6 +62,9 @@ func (r *fileRegion) Sync() error {
 }
 
 func (r *fileRegion) Punch(off, n int64) error {
+	if r.ro {
+		return errReadOnly(r)
+	}
 	err := r.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return writeZeros(r, off, n) // costs the space, keeps the promise
@@ -58,6 +86,16 @@ func (r *fileRegion) Grow(size int64) error {
 		return err
 	}
 	r.size.Store(size)
+	return nil
+}
+
+// Refresh notices that the owner has made the file longer.
+func (r *fileRegion) Refresh() error {
+	st, err := r.f.Stat()
+	if err != nil {
+		return err
+	}
+	r.size.Store(st.Size())
 	return nil
 }
 

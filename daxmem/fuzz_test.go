@@ -63,7 +63,7 @@ func fixed(b []byte) []byte {
 }
 
 func FuzzDecodeEntry(f *testing.F) {
-	e := entry{word: makeWord(stateLive, KindLayer, 3), off: 1 << 20, size: 100, key: key("a")}
+	e := entry{word: makeWord(stateLive, KindLayer, 3, 0), off: 1 << 20, size: 100, key: key("a")}
 	f.Add(e.encode())
 	f.Add(make([]byte, recordSize))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -17,8 +17,7 @@ import (
 // page the store would be SIGBUS, fallocate is ENOSPC.
 type hugetlbRegion struct {
 	*fileRegion
-	page     int64
-	readOnly bool
+	page int64
 
 	// mu is held for reading while the mapping is in use, and for writing
 	// while it or backed changes.
@@ -27,8 +26,8 @@ type hugetlbRegion struct {
 	backed []bool // by huge page: fallocated by us; false means "not known"
 }
 
-func newHugetlb(f *fileRegion, page int64, readOnly bool) (Region, error) {
-	r := &hugetlbRegion{fileRegion: f, page: page, readOnly: readOnly}
+func newHugetlb(f *fileRegion, page int64) (Region, error) {
+	r := &hugetlbRegion{fileRegion: f, page: page}
 	return r, r.remap()
 }
 
@@ -41,7 +40,7 @@ func (r *hugetlbRegion) remap() error {
 		r.mem = nil
 	}
 	size := r.Size()
-	if size == 0 || r.readOnly {
+	if size == 0 || r.ro {
 		return nil
 	}
 	err := r.control("mmap", func(fd int) (err error) {
@@ -54,8 +53,8 @@ func (r *hugetlbRegion) remap() error {
 }
 
 func (r *hugetlbRegion) WriteAt(b []byte, off int64) (int, error) {
-	if r.readOnly {
-		return 0, fmt.Errorf("write %s: %w", r.path, os.ErrPermission)
+	if r.ro {
+		return 0, errReadOnly(r)
 	}
 	if off < 0 || off > r.Size()-int64(len(b)) {
 		return 0, fmt.Errorf("write %s: [%d,+%d) behind the end at %d: %w", r.path, off, len(b), r.Size(), io.ErrShortWrite)
@@ -155,6 +154,19 @@ func (r *hugetlbRegion) isHole(off, n int64) (bool, error) {
 		off, n = off+int64(len(b)), n-int64(len(b))
 	}
 	return true, nil
+}
+
+// Window makes sure that its huge pages are there: without one, using it would
+// be a fault.
+func (r *hugetlbRegion) Window(off, n int64, writable bool) (Window, error) {
+	if !r.ro { // else its owner has
+		if err := r.back(off, n); err != nil {
+			return nil, err
+		}
+	}
+	// A mapping begins and ends with a huge page.
+	first := off / r.page * r.page
+	return r.fileRegion.Window(first, (off+n-first+r.page-1)/r.page*r.page, writable)
 }
 
 // Grow rounds up: hugetlbfs refuses other sizes.

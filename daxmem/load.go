@@ -17,28 +17,35 @@ type loader struct {
 	lossy bool
 
 	drops []*record // LIVE or not, to be freed on the medium
-	words []word    // by slot, as found
 }
 
 // load reads the catalog and every segment.
-func load(ctx context.Context, r Region, sup *super, size int64, lossy bool) (*loader, error) {
-	l := &loader{books: newBooks(sup, size), region: r, lossy: lossy, words: make([]word, sup.records)}
+func load(ctx context.Context, r Region, w Window, sup *super, size int64, lossy bool) (*loader, error) {
+	l := &loader{books: newBooks(sup, size), region: r, lossy: lossy}
 	raw := make([]byte, sup.records*recordSize)
 	if _, err := r.ReadAt(raw, catalogStart); err != nil {
 		return nil, fmt.Errorf("read catalog: %w", err)
 	}
-	var layers, images, bad []*found
+	var layers, images, chains, leaving, bad []*found
 	for slot := range sup.records {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		e, cond, why := decodeEntry(raw[slot*recordSize:][:recordSize])
-		l.words[slot], l.gens[slot] = e.word, e.word.generation()
+		l.words[slot] = e.word
 		rec := &record{entry: e, slot: slot}
+		pinned := false
+		if cond == condRetired {
+			seats, err := pinnedBy(w, &sup.geometry, slot, -1)
+			if err != nil {
+				return nil, err
+			}
+			pinned = len(seats) > 0
+		}
 		switch {
 		case cond == condFree:
 			continue
-		case cond == condGone, cond == condTorn && lossy:
+		case cond == condGone, cond == condTorn && lossy, cond == condRetired && !pinned:
 			l.drops = append(l.drops, rec)
 			continue
 		}
@@ -49,8 +56,12 @@ func load(ctx context.Context, r Region, sup *super, size int64, lossy bool) (*l
 		switch {
 		case f.rec.why != "":
 			bad = append(bad, f)
+		case cond == condRetired:
+			leaving = append(leaving, f)
 		case e.word.kind() == KindLayer:
 			layers = append(layers, f)
+		case e.word.kind() == KindChain:
+			chains = append(chains, f)
 		default:
 			images = append(images, f)
 		}
@@ -68,6 +79,10 @@ func load(ctx context.Context, r Region, sup *super, size int64, lossy bool) (*l
 		return nil, err
 	}
 	bad = append(bad, badImages...)
+	l.claimChains(chains)
+	for _, f := range leaving {
+		l.claimLeaving(f)
+	}
 	for _, f := range bad {
 		l.claimRest(f)
 	}
@@ -101,12 +116,18 @@ type found struct {
 // wrong with it.
 func (l *loader) inspect(rec *record, cond condition, why string) *found {
 	f := &found{rec: rec, cond: cond}
-	if cond != condLive {
+	if cond != condLive && cond != condRetired {
 		rec.why = why
 		return f
 	}
 	if rec.flags&flagQuarantined != 0 {
 		rec.why = "found bad before"
+	}
+	if rec.word.kind() == KindChain {
+		if rec.off != 0 || rec.size != 0 {
+			rec.why = fmt.Sprintf("a chain with a segment, [%d,+%d)", rec.off, rec.size)
+		}
+		return f
 	}
 	b, err := readSegment(l.region, &rec.entry, l.sup.dataStart, l.size)
 	if err == nil {

@@ -124,6 +124,11 @@ func (m *memRegion) Grow(size int64) error {
 	return nil
 }
 func (m *memRegion) Size() int64               { return int64(len(m.mem)) }
+func (m *memRegion) Private() bool             { return true }
+func (m *memRegion) Persistent() bool          { return true }
+func (m *memRegion) Window(off, n int64, writable bool) (Window, error) {
+	return &directWindow{ReaderAt: m, WriterAt: m}, nil
+}
 func (m *memRegion) Fixed() bool               { return false }
 func (m *memRegion) Address() uint64           { return 0 }
 func (m *memRegion) Kind() string              { return "mem" }

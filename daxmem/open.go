@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/daxfs/containerd-daxfs/internal/disk"
 )
 
 // Create writes an empty pool over all of region and opens it. A region that
@@ -33,11 +32,9 @@ func create(ctx context.Context, region Region, opts Options) (*Pool, error) {
 		}
 	}
 	size := region.Size() &^ (blockSize - 1)
-	records := recordsFor(size)
 	sup := &super{
-		uuid: uuid.New(), createdSize: size, records: records,
-		dataStart: disk.AlignUp(int64(catalogStart)+int64(records)*recordSize, blockSize),
-		created:   time.Now().UnixNano(),
+		geometry: geometryFor(recordsFor(size)),
+		uuid:     uuid.New(), createdSize: size, created: time.Now().UnixNano(),
 	}
 	if opts.SelfContained {
 		sup.incompat |= featSelfContained
@@ -57,9 +54,9 @@ func create(ctx context.Context, region Region, opts Options) (*Pool, error) {
 	if !isZero(head) {
 		return nil, fmt.Errorf("the region holds something already: %w", ErrNotPool)
 	}
-	// Not a hole: publishing must not depend on space for the record.
-	if err := writeZeros(region, catalogStart, sup.dataStart-catalogStart); err != nil {
-		return nil, fmt.Errorf("write catalog: %w", err)
+	// Not a hole: publishing and pinning must not depend on space.
+	if err := writeZeros(region, superSize, sup.dataStart-superSize); err != nil {
+		return nil, fmt.Errorf("write catalog and seats: %w", err)
 	}
 	if region.Fixed() {
 		// A new file is all zeros (invariant Z), memory is what it was before.
@@ -176,7 +173,29 @@ func open(ctx context.Context, region Region, opts Options, ro bool) (*Pool, err
 	if err != nil {
 		return nil, err
 	}
-	opts = opts.within(region)
+	w, err := region.Window(0, sup.dataStart, !ro)
+	if err != nil {
+		return nil, err
+	}
+	p, err := openWith(ctx, region, w, sup, own, opts.within(region), boot, ro)
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return p, nil
+}
+
+// openWith is open with everything at hand.
+func openWith(ctx context.Context, region Region, w Window, sup *super, own *owner, opts Options, boot [16]byte, ro bool) (*Pool, error) {
+	p := &Pool{
+		region: region, opts: opts, ro: ro, w: w, ix: newIndex(w, &sup.geometry, sup.uuid),
+		imports: map[*Import]struct{}{}, inflight: map[int64]int64{}, pending: map[*record]struct{}{},
+		syncs: make(chan struct{}, 1), kick: make(chan struct{}, 1), stop: make(chan struct{}),
+	}
+	if !ro {
+		if err := p.acquire(sup, boot); err != nil {
+			return nil, err
+		}
+	}
 	size := own.size
 	if want := opts.MaxSize &^ (blockSize - 1); !ro && want > size {
 		// A crash before the superblock tells of it leaves a longer file, no more.
@@ -191,17 +210,13 @@ func open(ctx context.Context, region Region, opts Options, ro bool) (*Pool, err
 		size = want
 	}
 	clean := own.state == ownerClean
-	lossy := own.state == ownerSuspect || own.state == ownerOpen && own.boot != boot
+	lossy := own.state == ownerSuspect || own.state == ownerOpen && own.boot != boot && region.Persistent()
 	// Beside a live owner nothing may be missing: hashing is Check's business.
-	l, err := load(ctx, region, sup, size, lossy && !ro)
+	l, err := load(ctx, region, w, sup, size, lossy && !ro)
 	if err != nil {
 		return nil, err
 	}
-	p := &Pool{
-		region: region, opts: opts, ro: ro, books: l.books, own: *own, limit: size,
-		imports: map[*Import]struct{}{}, inflight: map[int64]int64{}, pending: map[*record]struct{}{},
-		syncs: make(chan struct{}, 1), kick: make(chan struct{}, 1), stop: make(chan struct{}),
-	}
+	p.books, p.own, p.limit = l.books, *own, size
 	if ro {
 		return p, nil
 	}
@@ -219,6 +234,9 @@ func open(ctx context.Context, region Region, opts Options, ro bool) (*Pool, err
 		p.own.state = ownerSuspect
 	}
 	if err := p.repair(ctx, l, clean && l.complete(), lossy); err != nil {
+		return nil, err
+	}
+	if err := p.serve(); err != nil {
 		return nil, err
 	}
 	p.startSyncer()

@@ -2,7 +2,6 @@ package daxmem
 
 import (
 	"bufio"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -34,20 +33,20 @@ type physRegion struct {
 }
 
 // openPhys maps the range l of mem, which is called path.
-func openPhys(mem, path string, l Location, readOnly bool) (Region, error) {
+func openPhys(mem, path string, l Location, a access) (Region, error) {
 	if err := checkNotRAM(l); err != nil {
 		return nil, err
 	}
-	mode, prot := os.O_RDWR, unix.PROT_READ|unix.PROT_WRITE
-	if readOnly {
-		mode, prot = os.O_RDONLY, unix.PROT_READ
+	prot := unix.PROT_READ
+	if a == toOwn {
+		prot |= unix.PROT_WRITE
 	}
-	f, err := os.OpenFile(mem, mode, 0)
+	f, err := os.OpenFile(mem, a.mode(), 0)
 	if err != nil {
 		return nil, explainDevMem(err)
 	}
-	r := &physRegion{mem: f, path: path, loc: l, ro: readOnly}
-	if !readOnly {
+	r := &physRegion{mem: f, path: path, loc: l, ro: a != toOwn}
+	if a == toOwn {
 		err = lockRange(f, int64(l.Address), l.Size)
 	}
 	if err == nil {
@@ -151,11 +150,6 @@ func (r *physRegion) WriteAt(p []byte, off int64) (int, error) {
 		if err := r.writable(off, int64(len(p))); err != nil {
 			return 0, err
 		}
-		if len(p) == 8 && off%8 == 0 {
-			// One store, which readers in other kernels see after all before it.
-			storeWord(b[off:], binary.NativeEndian.Uint64(p))
-			return len(p), nil
-		}
 		return copy(b[off:], p), nil
 	})
 }
@@ -175,13 +169,33 @@ func (r *physRegion) Punch(off, n int64) error {
 // writable judges a change of [off, off+n).
 func (r *physRegion) writable(off, n int64) error {
 	if r.ro {
-		return fmt.Errorf("write %s: %w", r.path, os.ErrPermission)
+		return errReadOnly(r)
 	}
 	if off < 0 || n < 0 || off > r.loc.Size-n {
 		return fmt.Errorf("write %s: [%d,+%d) behind the end at %d: %w", r.path, off, n, r.loc.Size, io.ErrShortWrite)
 	}
 	return nil
 }
+
+// Window maps the range once more: only it is writable where the rest is not.
+func (r *physRegion) Window(off, n int64, writable bool) (Window, error) {
+	mode := os.O_RDONLY
+	if writable {
+		mode = os.O_RDWR
+	}
+	f, err := os.OpenFile(r.mem.Name(), mode, 0)
+	if err != nil {
+		return nil, explainDevMem(err)
+	}
+	defer f.Close()
+	if off < 0 || n < 0 || off > r.loc.Size-n {
+		return nil, invalidf("map %s: [%d,+%d) of %d bytes", r.path, off, n, r.loc.Size)
+	}
+	return mapWindow(int(f.Fd()), int64(r.loc.Address), off, n, writable)
+}
+
+func (r *physRegion) Private() bool    { return false }
+func (r *physRegion) Persistent() bool { return false }
 
 func (r *physRegion) Size() int64               { return r.loc.Size }
 func (r *physRegion) Fixed() bool               { return true }

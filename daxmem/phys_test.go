@@ -40,7 +40,11 @@ var somewhere = Location{Address: 1 << 43, Size: 8 * mib}
 
 func openFake(t testing.TB, mem string, l Location, readOnly bool) Region {
 	t.Helper()
-	r, err := openPhys(mem, l.String(), l, readOnly)
+	a := toOwn
+	if readOnly {
+		a = toInspect
+	}
+	r, err := openPhys(mem, l.String(), l, a)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +136,7 @@ func TestPhysOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, l := range []Location{somewhere, half} {
-		if _, err := openPhys(mem, l.String(), l, false); !errors.Is(err, ErrOwned) {
+		if _, err := openPhys(mem, l.String(), l, toOwn); !errors.Is(err, ErrOwned) {
 			t.Errorf("second owner of %v: %v", l, err)
 		}
 	}
@@ -291,7 +295,7 @@ func TestPhysPoolRefusesGarbage(t *testing.T) {
 
 // Lend gives space that no record names, and takes it back.
 func TestLend(t *testing.T) {
-	p, path := newPool(t, 8*mib, manual)
+	p, path := newPool(t, 9*mib, manual)
 	before := mustStat(t, p)
 	b := randomBytes(1, 5000)
 	off, giveBack, err := p.Lend(bg, b)

@@ -37,19 +37,15 @@ const (
 	directAlign = 4096
 )
 
-func openPmem(path string, readOnly bool) (Region, error) {
-	mode := os.O_RDWR
-	if readOnly {
-		mode = os.O_RDONLY
-	}
-	f, err := os.OpenFile(path, mode|unix.O_DIRECT, 0)
+func openPmem(path string, a access) (Region, error) {
+	f, err := os.OpenFile(path, a.mode()|unix.O_DIRECT, 0)
 	if err != nil {
 		return nil, err
 	}
-	r := &pmemRegion{f: f, path: path, ro: readOnly}
+	r := &pmemRegion{f: f, path: path, ro: a != toOwn}
 	r.buffers.New = func() any { b := alignedBytes(directSize, directAlign); return &b }
 	err = r.inspect()
-	if err == nil && !readOnly {
+	if err == nil && a == toOwn {
 		err = lockFile(f)
 	}
 	if err != nil {
@@ -118,8 +114,12 @@ func (r *pmemRegion) ReadAt(p []byte, off int64) (int, error) {
 
 func (r *pmemRegion) WriteAt(p []byte, off int64) (int, error) {
 	if r.ro {
-		return 0, fmt.Errorf("write %s: %w", r.path, os.ErrPermission)
+		return 0, errReadOnly(r)
 	}
+	return r.write(p, off)
+}
+
+func (r *pmemRegion) write(p []byte, off int64) (int, error) {
 	if off < 0 || off > r.size-int64(len(p)) {
 		return 0, fmt.Errorf("write %s: [%d,+%d) behind the end at %d: %w", r.path, off, len(p), r.size, io.ErrShortWrite)
 	}
@@ -168,6 +168,27 @@ func (r *pmemRegion) writeSectors(buf []byte, start int64, skip int, p []byte) (
 
 // Punch fills with zeros: memory cannot be given back.
 func (r *pmemRegion) Punch(off, n int64) error { return writeZeros(r, off, n) }
+
+// Window goes through the device: a mapping of it is the page cache.
+func (r *pmemRegion) Window(off, n int64, writable bool) (Window, error) {
+	if !writable {
+		return &directWindow{ReaderAt: r, WriterAt: writer(func([]byte, int64) (int, error) { return 0, errReadOnly(r) })}, nil
+	}
+	return &directWindow{ReaderAt: r, WriterAt: writer(func(p []byte, at int64) (int, error) {
+		if at < off || at > off+n-int64(len(p)) {
+			return 0, fmt.Errorf("write %s: [%d,+%d) is outside the window [%d,+%d): %w", r.path, at, len(p), off, n, os.ErrPermission)
+		}
+		return r.write(p, at)
+	})}, nil
+}
+
+// writer is an io.WriterAt made of a function.
+type writer func(p []byte, off int64) (int, error)
+
+func (w writer) WriteAt(p []byte, off int64) (int, error) { return w(p, off) }
+
+func (r *pmemRegion) Private() bool    { return false }
+func (r *pmemRegion) Persistent() bool { return true }
 
 func (r *pmemRegion) Size() int64               { return r.size }
 func (r *pmemRegion) Fixed() bool               { return true }

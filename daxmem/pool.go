@@ -32,8 +32,30 @@ type Options struct {
 	// Sync, Close and a full pool sync.
 	SyncDelay time.Duration
 
+	// Instance is what the operator calls this kernel, or empty. No two kernels
+	// may have the same: an earlier boot of it loses its seat to a later one.
+	Instance string
+
+	// Holder tells daemons of one kernel apart, and people which it is: host name
+	// and directory, of which the last 64 bytes count.
+	Holder string
+
+	// Seat is the seat of this kernel, which memory without compare-and-swap
+	// needs to be told; nil: any.
+	Seat *int
+
 	// bootID stands in for the kernel's, in tests.
 	bootID func() ([16]byte, error)
+}
+
+// HolderName is what a seat has of Options.Holder.
+func HolderName(holder string) string { return holder[max(0, len(holder)-identityText):] }
+
+func (opts Options) seat() int {
+	if opts.Seat == nil {
+		return -1
+	}
+	return *opts.Seat
 }
 
 // within returns opts for a pool in region.
@@ -52,9 +74,15 @@ type Pool struct {
 	ro     bool
 	limit  int64 // bytes that may be in use, superblock and catalog included
 
+	// What other kernels see too. Not for a pool that was opened for inspection.
+	w    Window // up to data start
+	seat *seat
+	ix   *index
+
 	mu sync.Mutex
 	*books
 	own     owner
+	ow      ownerWord // as this owner wrote it
 	closing bool
 	syncErr error // sticky: what a failed sync left on the medium is not known
 
@@ -82,20 +110,43 @@ func (p *Pool) writeOwner() error {
 // writeWord changes a record's state on the medium, and in memory when that
 // succeeded.
 func (p *Pool) writeWord(r *record, s state) error {
-	w := makeWord(s, r.word.kind(), r.word.generation())
-	if _, err := p.region.WriteAt(le.AppendUint64(nil, uint64(w)), slotOffset(r.slot)); err != nil {
+	return p.swapWord(r, makeWord(s, r.word.kind(), r.word.generation(), p.ow.fence()))
+}
+
+// swapWord replaces the state word that the books have for the record's slot.
+// Another one there is another owner's, or damage.
+func (p *Pool) swapWord(r *record, now word) error {
+	old := p.words[r.slot]
+	ok, err := p.w.CompareAndSwap(slotOffset(r.slot), uint64(old), uint64(now))
+	if err == nil && !ok {
+		if err = p.mayWrite(); err == nil {
+			err = corruptf("it is not %v any more", old)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("write state of catalog record %d: %w", r.slot, err)
 	}
-	r.word = w
+	p.words[r.slot], r.word = now, now
 	return nil
 }
 
 // clearSlot makes a slot FREE on the medium; the generation stays.
 func (p *Pool) clearSlot(r *record) error {
-	b := make([]byte, recordSize)
-	le.PutUint64(b, uint64(makeWord(stateFree, 0, r.word.generation())))
-	if _, err := p.region.WriteAt(b, slotOffset(r.slot)); err != nil {
-		return fmt.Errorf("free catalog record %d: %w", r.slot, err)
+	if _, err := p.w.WriteAt(make([]byte, recordSize-8), slotOffset(r.slot)+8); err != nil {
+		return fmt.Errorf("clear catalog record %d: %w", r.slot, err)
+	}
+	step("record cleared")
+	return p.swapWord(r, makeWord(stateFree, 0, r.word.generation(), p.ow.fence()))
+}
+
+// mayWrite reports ErrFenced when another kernel has taken the pool over.
+func (p *Pool) mayWrite() error {
+	now, err := loadOwnerWord(p.w)
+	if err != nil {
+		return err
+	}
+	if now != p.ow {
+		return fmt.Errorf("pool %s is %v, it was %v: %w", p.region.Path(), now, p.ow, ErrFenced)
 	}
 	return nil
 }
@@ -115,7 +166,7 @@ func (p *Pool) Close() error {
 	p.mu.Unlock()
 	if p.ro {
 		p.ops.Wait()
-		return p.region.Close()
+		return errors.Join(p.w.Close(), p.region.Close())
 	}
 	close(p.stop)
 	p.syncer.Wait()
@@ -124,7 +175,10 @@ func (p *Pool) Close() error {
 		imp.abort()
 	}
 	err := p.finish()
-	return errors.Join(err, p.region.Close())
+	if err == nil {
+		err = p.disown()
+	}
+	return errors.Join(err, p.w.Close(), p.region.Close())
 }
 
 func (p *Pool) finish() error {

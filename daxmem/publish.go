@@ -2,6 +2,7 @@ package daxmem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -104,14 +105,13 @@ func (p *Pool) putSlot(slot int) {
 func (p *Pool) commit(d *draft, r *record, kind Kind, key [32]byte, meta RecordMeta) error {
 	r.slot = d.slot
 	r.entry = entry{
-		word: makeWord(stateWriting, kind, (p.gens[d.slot]+1)&generationMask),
+		word: makeWord(stateWriting, kind, p.words[d.slot].generation()+1, p.ow.fence()),
 		off:  d.off, size: d.size, key: key, digest: d.digest, chain: meta.ChainID,
 		entries: meta.Entries, data: meta.DataBytes, created: time.Now().UnixNano(), seq: p.seq + 1,
 		copies: d.copies,
 	}
 	r.spans = d.seg.spans(d.off, d.size)
 	if err := p.store(r); err != nil {
-		p.gens[d.slot] = r.word.generation()
 		return err
 	}
 	delete(p.inflight, d.off)
@@ -123,31 +123,45 @@ func (p *Pool) commit(d *draft, r *record, kind Kind, key [32]byte, meta RecordM
 // store writes a record and makes it LIVE. After an error it is not LIVE, or
 // the pool has failed.
 func (p *Pool) store(r *record) error {
-	_, err := p.region.WriteAt(r.encode(), slotOffset(r.slot))
-	if err != nil {
-		// WRITING or what was there before: either way it names nothing. The
-		// slot is cleared as well as it can be.
-		_ = p.clearSlot(r)
-	} else if err = p.writeWord(r, stateLive); err != nil {
-		if cerr := p.clearSlot(r); cerr != nil {
-			// It may be LIVE on the medium for all we know: what it names must
-			// not be reused before the pool has been loaded anew. Extents stay
-			// in limbo, which a failed pool never empties.
-			p.fail(cerr)
-			p.lost = append(p.lost, r.spans...)
-			delete(p.inflight, r.off)
-			for _, e := range r.exts {
-				e.published = true
-			}
-		}
+	step("segment written")
+	if err := p.swapWord(r, r.word); err != nil { // from FREE
+		return err
+	}
+	step("record taken")
+	tried := false
+	_, err := p.w.WriteAt(r.encode()[8:], slotOffset(r.slot)+8)
+	if err == nil {
+		step("payload written")
+		err = p.ix.insert(p.ow.copy(), r.slot, r.word.kind(), r.key)
+	}
+	if err == nil {
+		step("record indexed")
+		tried = true
+		err = p.writeWord(r, stateLive)
 	}
 	switch {
 	case err == nil:
+		step("record live")
 		return nil
 	case isNoSpace(err):
-		return p.full("catalog record", recordSize, err)
+		err = p.full("catalog record", recordSize, err)
+	default:
+		err = fmt.Errorf("write catalog record %d: %w", r.slot, err)
 	}
-	return fmt.Errorf("write catalog record %d: %w", r.slot, err)
+	// The slot is cleared as well as it can be. WRITING names nothing.
+	cerr := errors.Join(p.ix.remove(p.ow.copy(), r.slot, r.word.kind(), r.key), p.clearSlot(r))
+	if cerr != nil && tried {
+		// It may be LIVE on the medium for all we know: what it names must not
+		// be reused before the pool has been loaded anew. Extents stay in
+		// limbo, which a failed pool never empties.
+		p.fail(cerr)
+		p.lost = append(p.lost, r.spans...)
+		delete(p.inflight, r.off)
+		for _, e := range r.exts {
+			e.published = true
+		}
+	}
+	return err
 }
 
 // PublishLayer puts the layer index into the catalog under key, and its extents

@@ -17,6 +17,8 @@ const (
 	KindLayer Kind = 1
 	// KindImage: a mountable image; draws from the layers in its layer list.
 	KindImage Kind = 2
+	// KindChain: no bytes; says which layer is on top of a chainID.
+	KindChain Kind = 3
 )
 
 func (k Kind) String() string {
@@ -25,6 +27,8 @@ func (k Kind) String() string {
 		return "layer"
 	case KindImage:
 		return "image"
+	case KindChain:
+		return "chain"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -54,19 +58,29 @@ func (s state) String() string {
 	return fmt.Sprintf("state %#02x", uint8(s))
 }
 
-// word is the state word: state in bits 0..7, kind in 8..15, generation in
-// 16..63. The generation rises by one each time a record leaves FREE.
+// word is the state word: state in bits 0..7, kind in 8..15, fence in 16..31,
+// generation in 32..63. The generation rises by one each time a record leaves
+// FREE.
 type word uint64
 
-const generationMask = 1<<48 - 1
+const (
+	fenceBits = 0xffff << 16
+	lifeBits  = ^word(0xff | fenceBits) // kind and generation
+)
 
-func makeWord(s state, k Kind, gen uint64) word {
-	return word(uint64(s) | uint64(k)<<8 | gen<<16)
+func makeWord(s state, k Kind, gen uint32, fence uint64) word {
+	return word(uint64(s) | uint64(k)<<8 | fence<<16&fenceBits | uint64(gen)<<32)
 }
 
 func (w word) state() state       { return state(w) }
 func (w word) kind() Kind         { return Kind(w >> 8) }
-func (w word) generation() uint64 { return uint64(w) >> 16 }
+func (w word) generation() uint32 { return uint32(w >> 32) }
+
+// life is what one use of a slot has to itself.
+func (w word) life() word { return w & lifeBits }
+
+// fenced is the word with another fence.
+func (w word) fenced(fence uint64) word { return w&^fenceBits | word(fence<<16&fenceBits) }
 
 // sane reports whether the owner can have written w.
 func (w word) sane() bool {
@@ -74,7 +88,7 @@ func (w word) sane() bool {
 	case stateFree:
 		return w.kind() == 0
 	case stateWriting, stateLive, stateRetired:
-		return w.kind() == KindLayer || w.kind() == KindImage
+		return w.kind() == KindLayer || w.kind() == KindImage || w.kind() == KindChain
 	}
 	return false
 }
@@ -94,19 +108,19 @@ const (
 // entry is a catalog record on the medium.
 //
 //	offset size field
-//	     0    8 state word: state(8) | kind(8) | generation(48)
+//	     0    8 state word: state(8) | kind(8) | fence(16) | generation(32)
 //	     8    4 flags
 //	    12    4 CRC-32C of bytes 8..11 and 16..255
 //	    16    8 segment offset in the region
 //	    24    8 segment size, bytes (its space is rounded up to blocks)
 //	    32   32 key
-//	    64   32 BLAKE3-256 of the segment
-//	    96   32 chainID of an image (SHA-256), or zero
+//	    64   32 BLAKE3-256 of the segment; of a chain, key of the layer on top
+//	    96   32 chainID of an image (SHA-256), or zero; of a chain, that below
 //	   128    8 entries: names in all directories
 //	   136    8 data bytes: of all regular files, before deduplication
 //	   144    8 created, unix ns
 //	   152    8 sequence: rises with each publication in the pool
-//	   160    8 state word without the state: which life of the slot this is
+//	   160    8 state word without state and fence: which life of the slot this is
 //	   168   32 BLAKE3-256 of a self-contained image's copies of files, or zero
 //	   200   56 reserved, zero
 type entry struct {
@@ -137,14 +151,14 @@ func (e *entry) encode() []byte {
 	le.PutUint64(b[136:], e.data)
 	le.PutUint64(b[144:], uint64(e.created))
 	le.PutUint64(b[152:], e.seq)
-	le.PutUint64(b[160:], uint64(e.word)&^0xff)
+	le.PutUint64(b[160:], uint64(e.word.life()))
 	copy(b[168:], e.copies[:])
 	le.PutUint32(b[12:], entryCRC(b))
 	return b
 }
 
 // flagWord is bytes 8..15 of the encoded record.
-func (e *entry) flagWord() []byte { return e.encode()[8:16] }
+func (e *entry) flagWord() uint64 { return le.Uint64(e.encode()[8:]) }
 
 func entryCRC(b []byte) uint32 {
 	c := crc32.Update(0, castagnoli, b[8:12])
@@ -156,7 +170,8 @@ type condition uint8
 
 const (
 	condFree    condition = iota
-	condGone              // WRITING or RETIRED: to be dropped
+	condGone              // WRITING or RETIRED, and names nothing: to be dropped
+	condRetired           // RETIRED, and the payload is still whole
 	condTorn              // the payload belongs to another life of the slot, or was never written
 	condLive              // LIVE, and the payload is whole
 	condDamaged           // anything else
@@ -185,8 +200,13 @@ func decodeEntry(b []byte) (e entry, c condition, why string) {
 	switch e.word.state() {
 	case stateFree:
 		return e, condFree, ""
-	case stateWriting, stateRetired:
+	case stateWriting:
 		return e, condGone, ""
+	case stateRetired:
+		if le.Uint32(b[12:]) != entryCRC(b) || word(le.Uint64(b[160:])) != e.word.life() {
+			return e, condGone, ""
+		}
+		return e, condRetired, ""
 	}
 	if isZero(b[8:recordSize]) {
 		return e, condTorn, "payload was never written"
@@ -194,7 +214,7 @@ func decodeEntry(b []byte) (e entry, c condition, why string) {
 	if got, want := le.Uint32(b[12:]), entryCRC(b); got != want {
 		return e, condDamaged, fmt.Sprintf("record checksum %#08x, want %#08x", got, want)
 	}
-	if life := word(le.Uint64(b[160:])); life != e.word&^0xff {
+	if life := word(le.Uint64(b[160:])); life != e.word.life() {
 		return e, condTorn, fmt.Sprintf("payload is of %v, state word of %v", life, e.word)
 	}
 	if e.flags&^uint32(flagsKnown) != 0 {
@@ -208,9 +228,9 @@ type Record struct {
 	Slot       int // index in the catalog
 	Kind       Kind
 	Key        [32]byte
-	Digest     [32]byte // BLAKE3-256 of the segment
+	Digest     [32]byte // BLAKE3-256 of the segment; of a chain, key of the layer on top
 	ChainID    [32]byte // zero when not given
-	Generation uint64
+	Generation uint32
 	Sequence   uint64 // order of publication
 	Offset     int64  // of the segment in the region
 	Size       int64  // of the segment, bytes

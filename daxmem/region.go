@@ -20,6 +20,18 @@ type Region interface {
 
 	Size() int64
 
+	// Window gives [off, off+n), whole blocks, for words that several kernels
+	// use. It ends with Close of its own.
+	Window(off, n int64, writable bool) (Window, error)
+
+	// Private reports whether no other kernel can have the region: its owner's
+	// end by a reboot is then the end of all that used it.
+	Private() bool
+
+	// Persistent reports whether the region outlives a loss of power, but for
+	// writes since the last Sync.
+	Persistent() bool
+
 	// Fixed reports whether the region is as large as it will ever be: Grow
 	// fails. Such a region is memory, and begins with whatever was in it.
 	Fixed() bool
@@ -58,22 +70,43 @@ const (
 	KindPhys = "phys" // a bare range of physical memory
 )
 
+// access is what a region is opened for.
+type access int
+
+const (
+	toInspect access = iota // no lock, nothing is written
+	toAttach                // no lock; writable windows, and else nothing is written
+	toOwn                   // lock
+)
+
+// mode is how the file or device of a region is opened.
+func (a access) mode() int {
+	if a == toInspect {
+		return os.O_RDONLY
+	}
+	return os.O_RDWR
+}
+
 // OpenRegion opens the region at a location, in its text form, for its owner:
 // there is one at a time in this kernel, until Close or the end of the process.
 // ErrOwned tells that there is another. Owners in other kernels are not seen.
-func OpenRegion(location string) (Region, error) { return openRegion(location, false) }
+func OpenRegion(location string) (Region, error) { return openRegion(location, toOwn) }
+
+// OpenRegionShared opens a region for a reader: it is mapped read-only, but for
+// windows. It takes no lock.
+func OpenRegionShared(location string) (Region, error) { return openRegion(location, toAttach) }
 
 // OpenRegionReadOnly opens a region for inspection. It takes no lock, so its
 // owner may be writing meanwhile.
-func OpenRegionReadOnly(location string) (Region, error) { return openRegion(location, true) }
+func OpenRegionReadOnly(location string) (Region, error) { return openRegion(location, toInspect) }
 
-func openRegion(location string, readOnly bool) (Region, error) {
+func openRegion(location string, a access) (Region, error) {
 	l, err := ParseLocation(location)
 	if err != nil {
 		return nil, fmt.Errorf("open region: %w", err)
 	}
 	if l.Path == "" {
-		r, err := openPhys(devMem, location, l, readOnly)
+		r, err := openPhys(devMem, location, l, a)
 		if err != nil {
 			return nil, fmt.Errorf("open region %s: %w", location, err)
 		}
@@ -84,7 +117,7 @@ func openRegion(location string, readOnly bool) (Region, error) {
 		return nil, fmt.Errorf("open region: %w", err)
 	}
 	if fi.Mode().Type() == os.ModeDevice { // and no character device
-		r, err := openPmem(l.Path, readOnly)
+		r, err := openPmem(l.Path, a)
 		if err != nil {
 			return nil, fmt.Errorf("open region %s: %w", location, err)
 		}
@@ -93,10 +126,7 @@ func openRegion(location string, readOnly bool) (Region, error) {
 	if !fi.Mode().IsRegular() {
 		return nil, invalidf("open region: %s: %v, want a regular file or a pmem block device", l.Path, fi.Mode().Type())
 	}
-	if readOnly {
-		return OpenFileReadOnly(l.Path)
-	}
-	return OpenFile(l.Path)
+	return openFile(l.Path, a)
 }
 
 // CreateFile makes a sparse file of size bytes and takes ownership of it. On
@@ -107,7 +137,7 @@ func CreateFile(path string, size int64) (Region, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create region: %w", err)
 	}
-	r, err := newFile(f, path, false)
+	r, err := newFile(f, path, toOwn)
 	if err == nil {
 		err = r.Grow(size)
 	}
@@ -119,18 +149,18 @@ func CreateFile(path string, size int64) (Region, error) {
 
 // OpenFile opens a region for its owner: there is one at a time, until Close
 // or the end of the process. ErrOwned tells that there is another.
-func OpenFile(path string) (Region, error) { return openFile(path, os.O_RDWR) }
+func OpenFile(path string) (Region, error) { return openFile(path, toOwn) }
 
 // OpenFileReadOnly opens a region for inspection. It takes no lock, so its
 // owner may be writing meanwhile.
-func OpenFileReadOnly(path string) (Region, error) { return openFile(path, os.O_RDONLY) }
+func OpenFileReadOnly(path string) (Region, error) { return openFile(path, toInspect) }
 
-func openFile(path string, mode int) (Region, error) {
-	f, err := os.OpenFile(path, mode, 0)
+func openFile(path string, a access) (Region, error) {
+	f, err := os.OpenFile(path, a.mode(), 0)
 	if err != nil {
 		return nil, fmt.Errorf("open region: %w", err)
 	}
-	r, err := newFile(f, path, mode == os.O_RDONLY)
+	r, err := newFile(f, path, a)
 	if err != nil {
 		return nil, fmt.Errorf("open region: %w", errors.Join(err, f.Close()))
 	}
@@ -138,7 +168,7 @@ func openFile(path string, mode int) (Region, error) {
 }
 
 // newFile judges what f is and locks it.
-func newFile(f *os.File, path string, readOnly bool) (Region, error) {
+func newFile(f *os.File, path string, a access) (Region, error) {
 	fi, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -146,7 +176,7 @@ func newFile(f *os.File, path string, readOnly bool) (Region, error) {
 	if !fi.Mode().IsRegular() {
 		return nil, invalidf("%s: %v, want a regular file", path, fi.Mode().Type())
 	}
-	if !readOnly {
+	if a == toOwn {
 		if err := lockFile(f); err != nil {
 			return nil, err
 		}
@@ -155,10 +185,10 @@ func newFile(f *os.File, path string, readOnly bool) (Region, error) {
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("statfs %s: %w", path, err)
 	}
-	fr := &fileRegion{f: f, path: path}
+	fr := &fileRegion{f: f, path: path, ro: a != toOwn, memory: st.Type == unix.HUGETLBFS_MAGIC || st.Type == unix.TMPFS_MAGIC}
 	fr.size.Store(fi.Size())
 	if st.Type == unix.HUGETLBFS_MAGIC {
-		return newHugetlb(fr, int64(st.Bsize), readOnly) //nolint:unconvert // 32 bits on other architectures
+		return newHugetlb(fr, int64(st.Bsize)) //nolint:unconvert // 32 bits on other architectures
 	}
 	return fr, nil
 }

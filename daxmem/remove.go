@@ -1,11 +1,14 @@
 package daxmem
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/containerd/log"
 )
 
 // Layer returns the layer with that key, or ErrNotFound.
@@ -34,13 +37,21 @@ func (p *Pool) find(kind Kind, key [32]byte) (*Record, error) {
 	return nil, fmt.Errorf("%s: %w", recordName(kind, key), ErrNotFound)
 }
 
-// Records returns all records, quarantined ones too, by slot.
+// Records returns all layers and images, and what is quarantined, by slot.
 func (p *Pool) Records() []*Record {
+	return p.list(func(r *record) bool { return r.word.kind() != KindChain || r.why != "" })
+}
+
+// Chains returns all chains, by slot: see Chain.
+func (p *Pool) Chains() []*Record {
+	return p.list(func(r *record) bool { return r.word.kind() == KindChain && r.why == "" })
+}
+
+func (p *Pool) list(want func(r *record) bool) (out []*Record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var out []*Record
 	for _, r := range p.slots {
-		if r != nil {
+		if r != nil && want(r) {
 			out = append(out, r.public())
 		}
 	}
@@ -64,7 +75,8 @@ func (p *Pool) ReadSegment(rec *Record) ([]byte, error) {
 }
 
 // Pin keeps a record, and what it draws from, until release is called. Pins
-// count, and are this process's: they end with it.
+// count. In shared memory they belong to this kernel, and outlive the process:
+// see ReleaseLeft.
 func (p *Pool) Pin(kind Kind, key [32]byte) (rec *Record, release func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -72,7 +84,9 @@ func (p *Pool) Pin(kind Kind, key [32]byte) (rec *Record, release func(), err er
 	if r == nil {
 		return nil, nil, fmt.Errorf("pin %s: %w", recordName(kind, key), ErrNotFound)
 	}
-	rec, release = p.pin(r)
+	if rec, release, err = p.pin(r); err != nil {
+		return nil, nil, fmt.Errorf("pin %s: %w", recordName(kind, key), err)
+	}
 	return rec, release, nil
 }
 
@@ -82,21 +96,37 @@ func (p *Pool) PinAt(off int64) (rec *Record, release func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, r := range p.slots {
-		if r != nil && r.off == off {
-			rec, release = p.pin(r)
+		if r != nil && r.off == off && r.word.kind() != KindChain {
+			if rec, release, err = p.pin(r); err != nil {
+				return nil, nil, fmt.Errorf("pin segment at %d: %w", off, err)
+			}
 			return rec, release, nil
 		}
 	}
 	return nil, nil, fmt.Errorf("pin segment at %d: %w", off, ErrNotFound)
 }
 
-func (p *Pool) pin(r *record) (*Record, func()) {
+// pin counts a pin and makes the first one known to other kernels. Caller holds
+// p.mu.
+func (p *Pool) pin(r *record) (*Record, func(), error) {
+	if p.seat != nil {
+		// The owner is here, so nobody removes the record meanwhile.
+		if _, err := p.seat.pin(r.slot, func() (bool, error) { return true, nil }); err != nil {
+			return nil, nil, err
+		}
+	}
 	r.pins++
 	return r.public(), sync.OnceFunc(func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		r.pins--
-	})
+		if p.seat == nil {
+			return
+		}
+		if err := p.seat.unpin(r.slot); err != nil {
+			log.L.WithError(err).WithField("record", r.public().Name()).Warn("unpin")
+		}
+	}), nil
 }
 
 // Remove takes a record out of the catalog: the sound one with that key, or
@@ -134,25 +164,65 @@ func (p *Pool) Remove(ctx context.Context, kind Kind, key [32]byte) error {
 }
 
 func (p *Pool) removeLocked(r *record) error {
-	if why := p.busy(r, nil); why != "" {
-		return fmt.Errorf("%s: %w", why, ErrInUse)
+	if why, err := p.busy(r, nil); why != "" || err != nil {
+		return cmp.Or(err, fmt.Errorf("%s: %w", why, ErrInUse))
 	}
-	if r.word.sane() {
-		if err := p.writeWord(r, stateRetired); err != nil {
+	if !r.word.sane() { // damaged beyond having a kind
+		if err := p.clearSlot(r); err != nil {
 			return err
 		}
-	} else if err := p.clearSlot(r); err != nil { // damaged beyond having a kind
+		delete(p.pending, r)
+		p.retire(r, p.drop(r))
+		return nil
+	}
+	step("before retire")
+	if err := p.writeWord(r, stateRetired); err != nil {
 		return err
 	}
+	step("record retired")
 	delete(p.pending, r)
-	p.retire(r, p.drop(r))
+	if err := p.ix.remove(p.ow.copy(), r.slot, r.word.kind(), r.key); err != nil {
+		p.fail(err) // a reader may be led astray by the slot's next use
+		return err
+	}
+	step("record unlinked")
+	p.unlist(r)
+	p.leaving[r] = struct{}{}
+	p.releaseLeaving()
 	return nil
 }
 
-// busy says what keeps r, apart from images that go too.
-func (p *Pool) busy(r *record, going map[*record]bool) string {
+// releaseLeaving lets those removed records go that no kernel has pinned. A pin
+// that was set before its kernel could see that the record is RETIRED counts.
+// Caller holds p.mu.
+func (p *Pool) releaseLeaving() {
+	for r := range p.leaving {
+		pinned, err := pinnedBy(p.w, &p.sup.geometry, r.slot, -1)
+		if err != nil {
+			p.fail(err)
+			return
+		}
+		if len(pinned) > 0 || r.pins > 0 {
+			continue
+		}
+		delete(p.leaving, r)
+		p.retire(r, p.drop(r))
+	}
+}
+
+// busy says what keeps r, apart from images and chains that go too.
+func (p *Pool) busy(r *record, going map[*record]bool) (why string, err error) {
 	if r.pins > 0 {
-		return fmt.Sprintf("pinned %d times", r.pins)
+		return fmt.Sprintf("pinned %d times", r.pins), nil
+	}
+	if p.w != nil {
+		seats, err := pinnedBy(p.w, &p.sup.geometry, r.slot, -1)
+		if err != nil {
+			return "", err
+		}
+		if len(seats) > 0 {
+			return "pinned by " + p.seatNames(seats), nil
+		}
 	}
 	users := r.users
 	var names []string
@@ -164,14 +234,27 @@ func (p *Pool) busy(r *record, going map[*record]bool) string {
 		}
 	}
 	if users <= 0 {
-		return ""
+		return "", nil
 	}
 	for _, img := range p.slots {
 		if img != nil && !going[img] && slices.Contains(img.layers, r) && len(names) < 3 {
-			names = append(names, recordName(KindImage, img.key))
+			names = append(names, recordName(img.word.kind(), img.key))
 		}
 	}
-	return fmt.Sprintf("used by %d images (%s)", users, strings.Join(names, ", "))
+	return fmt.Sprintf("used by %d others (%s)", users, strings.Join(names, ", ")), nil
+}
+
+// seatNames are the holders of seats, for messages.
+func (p *Pool) seatNames(seats []int) string {
+	var names []string
+	for _, n := range seats {
+		s, _, ok, err := readSeat(p.w, &p.sup.geometry, n)
+		if err != nil || !ok {
+			s = &Seat{Number: n}
+		}
+		names = append(names, s.String())
+	}
+	return strings.Join(names, ", ")
 }
 
 // CollectReport says what Collect removed, or would remove.
@@ -206,15 +289,24 @@ func (p *Pool) Collect(ctx context.Context, live func(kind Kind, key [32]byte) b
 	defer p.mu.Unlock()
 	going := map[*record]bool{}
 	shares := map[*extent]int{} // references that go
-	for _, kind := range []Kind{KindImage, KindLayer, 0} {
+	for _, kind := range []Kind{KindChain, KindImage, KindLayer, 0} {
 		for _, r := range p.slots {
 			if r == nil || going[r] || kind != 0 && r.word.kind() != kind {
+				continue
+			}
+			if _, leaving := p.leaving[r]; leaving {
 				continue
 			}
 			if err := ctx.Err(); err != nil {
 				return rep, err
 			}
-			if p.wanted(r, live) || p.busy(r, going) != "" {
+			if p.wanted(r, live) {
+				continue
+			}
+			if why, err := p.busy(r, going); why != "" || err != nil {
+				if err != nil {
+					return rep, err
+				}
 				continue
 			}
 			c := Collected{Record: r.public()}
@@ -234,7 +326,7 @@ func (p *Pool) Collect(ctx context.Context, live func(kind Kind, key [32]byte) b
 	if dryRun {
 		return rep, nil
 	}
-	for i, c := range rep.Removed { // images come first
+	for i, c := range rep.Removed { // what needs others comes first
 		if err := p.removeLocked(p.slots[c.Slot]); err != nil {
 			for _, not := range rep.Removed[i:] {
 				rep.Bytes -= not.Bytes

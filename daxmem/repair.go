@@ -13,7 +13,7 @@ func (p *Pool) repair(ctx context.Context, l *loader, clean, lossy bool) error {
 	}
 	for _, r := range l.drops {
 		if r.word.state() != stateLive {
-			continue
+			continue // WRITING or RETIRED already
 		}
 		if err := p.writeWord(r, stateRetired); err != nil {
 			return err
@@ -71,8 +71,7 @@ func (p *Pool) markBad(r *record) error {
 	if cond != condLive || e.flags&flagQuarantined != 0 {
 		return nil
 	}
-	e.flags |= flagQuarantined
+	err := p.setFlags(&e, r.slot, e.flags|flagQuarantined)
 	r.flags = e.flags
-	_, err := p.region.WriteAt(e.flagWord(), slotOffset(r.slot)+8)
 	return err
 }

@@ -52,7 +52,7 @@ func addSelfContained(t testing.TB, p *Pool, name string, layers ...string) *Rec
 func TestSelfContained(t *testing.T) {
 	opts := manual
 	opts.SelfContained = true
-	p, path := newPool(t, 16*mib, opts)
+	p, path := newPool(t, 20*mib, opts)
 	big, small := randomBytes(1, 3*mib+5), randomBytes(2, 100)
 	addLayer(t, p, "a", big, small)
 	before := mustStat(t, p)

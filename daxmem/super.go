@@ -1,6 +1,7 @@
 package daxmem
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -25,11 +26,12 @@ const (
 	blockSize = disk.BlockSize
 
 	poolMagic   = "DAXFSPL\x00"
-	poolVersion = 1 // 1: first layout
+	poolVersion = 2 // 1: without index and seats
 
 	superSize    = 512 // one sector: written whole or not at all
 	ownerOffset  = 512
 	ownerSize    = 512
+	ownerWordAt  = 2048
 	catalogStart = blockSize
 
 	minRecords = 1024
@@ -47,18 +49,20 @@ const (
 //	    40    8 catalog offset
 //	    48    4 catalog records
 //	    52    4 record size
-//	    56    8 data start: first byte behind the catalog
+//	    56    8 data start: first byte behind the seats
 //	    64    8 incompatible features: refuse when one is not known
 //	    72    8 compatible features
 //	    80    8 created, unix ns
-//	    88    8 lease table offset, 0: none (version 1 has none)
-//	    96    8 lease table size
+//	    88    8 index offset
+//	    96    8 index size
+//	   104    8 seats offset
+//	   112    4 number of seats
+//	   116    4 bytes of a seat
 //	   508    4 CRC-32C of bytes 0..507
 type super struct {
+	geometry
 	uuid        [16]byte
 	createdSize int64
-	records     int
-	dataStart   int64
 	incompat    uint64
 	compat      uint64
 	created     int64
@@ -82,6 +86,11 @@ func (s *super) encode() []byte {
 	le.PutUint64(b[64:], s.incompat)
 	le.PutUint64(b[72:], s.compat)
 	le.PutUint64(b[80:], uint64(s.created))
+	le.PutUint64(b[88:], uint64(s.index))
+	le.PutUint64(b[96:], uint64(s.indexSize))
+	le.PutUint64(b[104:], uint64(s.seats))
+	le.PutUint32(b[112:], seatCount)
+	le.PutUint32(b[116:], uint32(s.seatSize))
 	le.PutUint32(b[508:], crc32.Checksum(b[:508], castagnoli))
 	return b
 }
@@ -99,8 +108,6 @@ func decodeSuper(b []byte) (*super, error) {
 	s := &super{
 		uuid:        [16]byte(b[16:32]),
 		createdSize: int64(le.Uint64(b[32:])),
-		records:     int(le.Uint32(b[48:])),
-		dataStart:   int64(le.Uint64(b[56:])),
 		incompat:    le.Uint64(b[64:]),
 		compat:      le.Uint64(b[72:]),
 		created:     int64(le.Uint64(b[80:])),
@@ -111,11 +118,15 @@ func decodeSuper(b []byte) (*super, error) {
 	if u := s.incompat &^ uint64(featKnown); u != 0 {
 		return nil, fmt.Errorf("unknown incompatible features %#x: %w", u, ErrUnsupported)
 	}
-	catalogEnd := disk.AlignUp(int64(catalogStart)+int64(s.records)*recordSize, blockSize)
-	if le.Uint64(b[40:]) != catalogStart || le.Uint32(b[52:]) != recordSize ||
-		s.records < 1 || s.records > maxRecords || s.dataStart != catalogEnd || s.createdSize < s.dataStart {
-		return nil, corruptf("superblock: %d records of %d bytes at %d, data at %d, size %d",
-			s.records, le.Uint32(b[52:]), le.Uint64(b[40:]), s.dataStart, s.createdSize)
+	records := int(le.Uint32(b[48:]))
+	if le.Uint64(b[40:]) != catalogStart || le.Uint32(b[52:]) != recordSize || records < 1 || records > maxRecords {
+		return nil, corruptf("superblock: %d records of %d bytes at %d", records, le.Uint32(b[52:]), le.Uint64(b[40:]))
+	}
+	s.geometry = geometryFor(records)
+	if want := s.encode(); !bytes.Equal(b[56:64], want[56:64]) || !bytes.Equal(b[88:120], want[88:120]) || s.createdSize < s.dataStart {
+		return nil, corruptf("superblock: index [%d,+%d), %d seats of %d bytes at %d, data at %d, size %d; want index [%d,+%d), %d seats of %d bytes at %d, data at %d",
+			le.Uint64(b[88:]), le.Uint64(b[96:]), le.Uint32(b[112:]), le.Uint32(b[116:]), le.Uint64(b[104:]), le.Uint64(b[56:]), s.createdSize,
+			s.index, s.indexSize, seatCount, s.seatSize, s.seats, s.dataStart)
 	}
 	return s, nil
 }

@@ -5,11 +5,16 @@ import (
 	"unsafe" // this is the package's only file that imports it
 )
 
-// storeWord stores v into the first 8 bytes of b, which are aligned, in one
-// piece and after all stores before it.
-func storeWord(b []byte, v uint64) {
-	atomic.StoreUint64((*uint64)(unsafe.Pointer(unsafe.SliceData(b[:8]))), v)
-}
+// Words in shared memory: the first 8 bytes of b, at an address that is a
+// multiple of 8. Operations are sequentially consistent (sync/atomic), for all
+// processors and all kernels that map the memory as cached.
+func loadWord(b []byte) uint64 { return atomic.LoadUint64(wordAt(b)) }
+
+func storeWord(b []byte, v uint64) { atomic.StoreUint64(wordAt(b), v) }
+
+func casWord(b []byte, old, v uint64) bool { return atomic.CompareAndSwapUint64(wordAt(b), old, v) }
+
+func wordAt(b []byte) *uint64 { return (*uint64)(unsafe.Pointer(unsafe.SliceData(b[:8]))) }
 
 // alignedBytes returns n bytes at an address that is a multiple of align, a
 // power of two. Go's collector does not move what it has allocated.

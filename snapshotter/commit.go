@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/daxfs/containerd-daxfs/convert"
 	"github.com/daxfs/containerd-daxfs/daxmem"
-	"github.com/daxfs/containerd-daxfs/internal/disk"
 	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 )
 
@@ -50,7 +50,16 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if sn.info.Kind != snapshots.KindActive {
 		return fmt.Errorf("commit snapshot %q: it is not active: %w", key, errdefs.ErrFailedPrecondition)
 	}
-	rec, unpin, err := s.importUpper(ctx, sn)
+	stagedLayer, isStaged, err := staged(sn.info)
+	var rec *daxmem.Record
+	var unpin func()
+	switch {
+	case err != nil:
+	case isStaged:
+		rec, unpin, err = s.pinLayer(stagedLayer)
+	default:
+		rec, unpin, err = s.importUpper(ctx, sn)
+	}
 	if err != nil {
 		return fmt.Errorf("commit snapshot %q: %w", key, err)
 	}
@@ -64,6 +73,9 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	}
 	s.images.unuse(ctx, sn.id)
 	s.removeUpper(ctx, sn.id)
+	if !isStaged {
+		s.publishChain(ctx, name, cmp.Or(base.Parent, sn.info.Parent), sn, rec.Key)
+	}
 	return nil
 }
 
@@ -97,6 +109,9 @@ func (s *Snapshotter) importUpper(ctx context.Context, sn *snapshot) (*daxmem.Re
 		}
 		opts.ImplicitSince = time.Unix(st.Mtim.Sec, st.Mtim.Nsec)
 	}
+	if s.pool == nil {
+		return nil, nil, fmt.Errorf("this kernel only reads the pool %s, and has none of its own to unpack into: %w", s.images.shared.Region().Path(), errdefs.ErrFailedPrecondition)
+	}
 	imp, err := s.pool.NewImport(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -107,21 +122,11 @@ func (s *Snapshotter) importUpper(ctx context.Context, sn *snapshot) (*daxmem.Re
 	if err != nil {
 		return nil, nil, err
 	}
-	layout, err := mkdaxfs.NewLayout(tree, mkdaxfs.Options{Layer: true})
+	rec, err := publishLayer(ctx, s.pool, imp, tree, store.bytes)
 	if err != nil {
 		return nil, nil, err
 	}
-	k, err := layout.LayerKey()
-	if err != nil {
-		return nil, nil, err
-	}
-	rec, err := imp.PublishLayer(ctx, k, disk.BlockSize+layout.MetaSize(), func(off int64) ([]byte, error) {
-		return emit(layout, inPool(s.pool, off))
-	}, daxmem.RecordMeta{Entries: layout.Entries(), DataBytes: uint64(store.bytes)})
-	if err != nil {
-		return nil, nil, err
-	}
-	log.G(ctx).WithField("key", sn.info.Name).WithField("layer", key(k)).WithField("entries", layout.Entries()).
+	log.G(ctx).WithField("key", sn.info.Name).WithField("layer", key(rec.Key)).WithField("entries", rec.Entries).
 		WithField("bytes", store.bytes).WithField("took", time.Since(start)).Info("layer imported")
 	return s.pool.Pin(daxmem.KindLayer, rec.Key)
 }

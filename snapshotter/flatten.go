@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"runtime"
 	"time"
 
@@ -22,17 +21,64 @@ import (
 // sound: the pool was lost or damaged.
 var ErrLayerLost = fmt.Errorf("layer is not in the pool, remove the image and its containers and pull it again: %w", errdefs.ErrFailedPrecondition)
 
-// flatten returns the image of a chain, making it from the layer indexes if
-// the pool does not have it, pinned. No file data is read or moved, but in a
-// pool of self-contained images.
+// find returns the image of a chain, that of the committed snapshot of that name,
+// pinned, and the pool that has it. Another
+// kernel's pool goes first: what is there costs nothing. What neither has is
+// made: by the owner of the other, who is asked, or here.
+func (im *images) find(ctx context.Context, c chain, name string) (*store, *daxmem.Record, func(), error) {
+	k := c.key()
+	for _, st := range im.stores() {
+		rec, unpin, err := st.Pin(daxmem.KindImage, k)
+		if err == nil {
+			return st, rec, unpin, nil
+		}
+		if !errdefs.IsNotFound(err) {
+			return nil, nil, nil, err
+		}
+	}
+	asked := im.askFlatten(ctx, c, name)
+	if asked == nil {
+		rec, unpin, err := im.shared.Pin(daxmem.KindImage, k)
+		return im.shared, rec, unpin, err
+	}
+	if im.own == nil || im.shared != nil && im.ask.missing == MissingFail {
+		return nil, nil, nil, fmt.Errorf("image %s is not in the pool: %w", k, asked)
+	}
+	rec, unpin, err := im.flatten(ctx, c)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return im.own, rec, unpin, nil
+}
+
+// askFlatten lets the owner of the other pool make the image, if all of the
+// chain is there.
+func (im *images) askFlatten(ctx context.Context, c chain, name string) error {
+	if im.shared == nil {
+		return errNotShared
+	}
+	for _, layer := range c {
+		if _, err := im.shared.Layer(layer); err != nil {
+			return fmt.Errorf("layer %s: %w", layer, ErrLayerLost)
+		}
+	}
+	return im.ask.flatten(ctx, name)
+}
+
+// flatten returns the image of a chain in this kernel's pool, pinned, making it
+// from the layer indexes. No file data is read or moved, but in a pool of
+// self-contained images, and where a layer is in another kernel's pool only:
+// then it is copied.
 func (im *images) flatten(ctx context.Context, c chain) (*daxmem.Record, func(), error) {
 	k := c.key()
-	if rec, unpin, err := im.pool.Pin(daxmem.KindImage, k); err == nil {
-		return rec, unpin, nil
-	} else if !errdefs.IsNotFound(err) {
-		return nil, nil, err
-	}
 	start := time.Now()
+	if im.shared != nil {
+		for _, layer := range c {
+			if err := copyLayer(ctx, im.shared, im.pool, layer); err != nil && !errors.Is(err, ErrLayerLost) {
+				return nil, nil, err
+			}
+		}
+	}
 	trees := make([]*mkdaxfs.Tree, len(c))
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
@@ -46,7 +92,7 @@ func (im *images) flatten(ctx context.Context, c chain) (*daxmem.Record, func(),
 	}()
 	for i, layer := range c {
 		g.Go(func() (err error) {
-			trees[i], unpins[i], err = im.layer(layer)
+			trees[i], unpins[i], err = im.own.tree(layer)
 			return err
 		})
 	}
@@ -103,55 +149,4 @@ func emit(l *mkdaxfs.Layout, at mkdaxfs.Place) ([]byte, error) {
 		return nil, err
 	}
 	return append(super, meta...), nil
-}
-
-// layer decodes a layer index, pinned.
-func (im *images) layer(k key) (*mkdaxfs.Tree, func(), error) {
-	rec, unpin, err := im.pool.Pin(daxmem.KindLayer, k)
-	if err != nil {
-		if errdefs.IsNotFound(err) {
-			err = fmt.Errorf("layer %s: %w", k, ErrLayerLost)
-		}
-		return nil, nil, err
-	}
-	tree, err := im.decode(rec)
-	if err != nil {
-		unpin()
-		return nil, nil, fmt.Errorf("layer %s: %w", k, err)
-	}
-	return tree, unpin, nil
-}
-
-func (im *images) decode(rec *daxmem.Record) (*mkdaxfs.Tree, error) {
-	b, err := im.pool.ReadSegment(rec)
-	if err != nil {
-		if disk.IsBad(err) || errors.Is(err, errdefs.ErrDataLoss) {
-			err = fmt.Errorf("%w: %w", err, ErrLayerLost)
-		}
-		return nil, err
-	}
-	// The image's bounds are those of the region behind the segment.
-	img, err := mkdaxfs.Open(segmentReader(b), im.pool.Size()-rec.Offset)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, ErrLayerLost)
-	}
-	tree, err := img.Tree(rec.Offset)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, ErrLayerLost)
-	}
-	return tree, nil
-}
-
-// segmentReader reads the bytes of a segment; there are none behind it.
-type segmentReader []byte
-
-func (s segmentReader) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 || off >= int64(len(s)) {
-		return 0, io.EOF
-	}
-	n := copy(p, s[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
 }

@@ -25,8 +25,10 @@ import (
 // point for a daemon that comes later.
 type images struct {
 	dir    string
-	pool   *daxmem.Pool
-	engine engine.Engine
+	own    *store       // this kernel's pool, or nil
+	pool   *daxmem.Pool // own's
+	shared *store       // another kernel's, or nil
+	ask    asker
 
 	mu    sync.Mutex
 	byKey map[key]*image
@@ -62,8 +64,27 @@ type mountRecord struct {
 	Boot   string `json:"boot"`   // boot id of the kernel that has the mount
 }
 
-func newImages(dir string, pool *daxmem.Pool, e engine.Engine) *images {
-	return &images{dir: dir, pool: pool, engine: e, byKey: make(map[key]*image)}
+func newImages(dir string) *images { return &images{dir: dir, byKey: make(map[key]*image)} }
+
+// stores are the pools that there are; another kernel's, whose images cost
+// nothing, first.
+func (im *images) stores() (all []*store) {
+	for _, st := range []*store{im.shared, im.own} {
+		if st != nil {
+			all = append(all, st)
+		}
+	}
+	return all
+}
+
+// store returns the pool with that UUID, or nil.
+func (im *images) store(id string) *store {
+	for _, st := range im.stores() {
+		if st.UUID().String() == id {
+			return st
+		}
+	}
+	return nil
 }
 
 // Each image has a directory of its own with the mount point and its record:
@@ -107,9 +128,9 @@ func (im *images) mounted(k key) *mountRecord {
 	return img.mount
 }
 
-// use makes the snapshot with the given id a user of its chain's image, makes
-// and mounts the image if need be, and returns where it is mounted.
-func (im *images) use(ctx context.Context, id string, c chain) (string, error) {
+// use makes the snapshot with the given id, on that parent, a user of its
+// chain's image, makes and mounts the image if need be, and returns where it is mounted.
+func (im *images) use(ctx context.Context, id string, c chain, parent string) (string, error) {
 	img := im.get(c.key())
 	defer img.mu.Unlock()
 	if img.mount != nil && !engine.Mounted(img.target) {
@@ -118,7 +139,7 @@ func (im *images) use(ctx context.Context, id string, c chain) (string, error) {
 		img.mount = nil
 	}
 	if img.mount == nil {
-		if err := im.mount(ctx, img, c); err != nil {
+		if err := im.mount(ctx, img, c, parent); err != nil {
 			im.forget(img)
 			return "", err
 		}
@@ -127,8 +148,8 @@ func (im *images) use(ctx context.Context, id string, c chain) (string, error) {
 	return img.target, nil
 }
 
-func (im *images) mount(ctx context.Context, img *image, c chain) error {
-	rec, unpin, err := im.flatten(ctx, c)
+func (im *images) mount(ctx context.Context, img *image, c chain, parent string) error {
+	st, rec, unpin, err := im.find(ctx, c, parent)
 	if err != nil {
 		return err
 	}
@@ -136,11 +157,11 @@ func (im *images) mount(ctx context.Context, img *image, c chain) error {
 	if err := os.MkdirAll(img.target, 0o700); err != nil {
 		return fmt.Errorf("make mount point: %w", err)
 	}
-	m, err := im.engine.Mount(ctx, source(im.pool, rec), img.target)
+	m, err := st.engine.Mount(ctx, st.source(rec), img.target)
 	if err != nil {
 		return err
 	}
-	img.mount = &mountRecord{Mount: *m, Pool: im.pool.UUID().String(), Offset: rec.Offset, Boot: bootID()}
+	img.mount = &mountRecord{Mount: *m, Pool: st.UUID().String(), Offset: rec.Offset, Boot: bootID()}
 	if err := im.save(img); err != nil {
 		// Without the record a later daemon could not tell when the image is
 		// free again.

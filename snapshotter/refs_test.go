@@ -118,7 +118,7 @@ func TestHeldImages(t *testing.T) {
 	if held, err := HeldImages(root); err != nil || len(held) != 0 {
 		t.Errorf("of nothing: %v, %v", held, err)
 	}
-	im := newImages(filepath.Join(root, "images"), nil, nil)
+	im := newImages(filepath.Join(root, "images"))
 	if err := os.Mkdir(im.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}

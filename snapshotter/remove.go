@@ -102,6 +102,10 @@ func (s *Snapshotter) collect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.keepLayers(ctx, live)
+	if s.pool == nil {
+		return nil
+	}
 	report, err := s.pool.Collect(ctx, live.Has, false)
 	if err != nil {
 		return fmt.Errorf("collect: %w", err)
@@ -112,14 +116,17 @@ func (s *Snapshotter) collect(ctx context.Context) error {
 	return nil
 }
 
-// LiveSet are the pool's records that snapshots refer to.
-type LiveSet struct{ layers, images map[[32]byte]struct{} }
+// LiveSet are the records that snapshots refer to.
+type LiveSet struct{ layers, images, chains map[[32]byte]struct{} }
 
 // Has reports whether a record is one of them.
 func (l *LiveSet) Has(kind daxmem.Kind, k [32]byte) bool {
 	set := l.layers
-	if kind == daxmem.KindImage {
+	switch kind {
+	case daxmem.KindImage:
 		set = l.images
+	case daxmem.KindChain:
+		set = l.chains
 	}
 	_, ok := set[k]
 	return ok
@@ -128,9 +135,12 @@ func (l *LiveSet) Has(kind daxmem.Kind, k [32]byte) bool {
 // Live returns the layers and images that the snapshots of a metadata store
 // refer to. A damaged snapshot refers to nothing: its layer's key is lost.
 func Live(ctx context.Context, ms *storage.MetaStore) (*LiveSet, error) {
-	live := &LiveSet{make(map[[32]byte]struct{}), make(map[[32]byte]struct{})}
+	live := &LiveSet{make(map[[32]byte]struct{}), make(map[[32]byte]struct{}), make(map[[32]byte]struct{})}
 	err := ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		err := storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+			if k, ok, _ := staged(info); ok {
+				live.layers[k] = struct{}{}
+			}
 			if info.Kind != snapshots.KindCommitted {
 				return nil
 			}
@@ -140,6 +150,9 @@ func Live(ctx context.Context, ms *storage.MetaStore) (*LiveSet, error) {
 				return nil
 			}
 			live.layers[k] = struct{}{}
+			if id, ok := chainID(info.Name); ok {
+				live.chains[id] = struct{}{}
+			}
 			if c, err := chainOf(ctx, info.Name); err == nil {
 				live.images[c.key()] = struct{}{}
 			}

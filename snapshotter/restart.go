@@ -30,6 +30,19 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err := s.cleanDirectories(ctx); err != nil {
 		return err
 	}
+	live, err := Live(ctx, s.ms)
+	if err != nil {
+		return err
+	}
+	s.keepLayers(ctx, live)
+	// By now all that is needed has been pinned again.
+	for _, st := range s.images.stores() {
+		if n, err := st.ReleaseLeft(); err != nil {
+			return err
+		} else if n > 0 {
+			log.G(ctx).WithField("pool", st.Region().Path()).WithField("pins", n).Info("pins of an earlier daemon released")
+		}
+	}
 	return s.collect(ctx)
 }
 
@@ -42,9 +55,7 @@ func (s *Snapshotter) activeChains(ctx context.Context) (map[key][]string, error
 			if info.Kind == snapshots.KindCommitted {
 				k, err := layerOf(info)
 				if err == nil {
-					if _, err = s.pool.Layer(k); errdefs.IsNotFound(err) {
-						err = fmt.Errorf("layer %s: %w", k, ErrLayerLost)
-					}
+					err = s.images.hasLayer(k)
 				}
 				if err != nil {
 					log.G(ctx).WithError(err).WithField("key", info.Name).Error("snapshot is damaged and put aside")
@@ -109,24 +120,13 @@ func (im *images) adoptOne(ctx context.Context, img *image, mounts int, users []
 		logger.WithError(err).Error("mount record is damaged and put aside")
 	}
 	boot := bootID()
-	rec, unpin, pinErr := im.pool.Pin(daxmem.KindImage, img.key)
-	if pinErr == nil {
-		img.unpin = unpin
-	}
 	for _, r := range records {
 		if r == nil || r.Boot != boot {
 			continue // that kernel is gone
 		}
-		if pinErr != nil && r.Pool == im.pool.UUID().String() {
-			// Put aside as damaged, but a kernel may be reading it.
-			if _, unpin, err := im.pool.PinAt(r.Offset); err == nil {
-				img.pinned(unpin)
-			}
-		}
 		r.Target = img.target
-		current := mounts == 1 && img.mount == nil && pinErr == nil &&
-			r.Pool == im.pool.UUID().String() && r.Offset == rec.Offset && len(users) > 0
-		if current {
+		sound := im.pinAgain(img, r)
+		if sound && mounts == 1 && img.mount == nil && len(users) > 0 {
 			img.mount = r
 			continue
 		}
@@ -150,6 +150,38 @@ func (im *images) adoptOne(ctx context.Context, img *image, mounts int, users []
 			img.leave = append(img.leave, r)
 		}
 	}
+}
+
+// pinAgain pins what a kernel was found to have mounted, and reports whether it
+// is still the image that its pool has under that key.
+func (im *images) pinAgain(img *image, r *mountRecord) (sound bool) {
+	st := im.store(r.Pool)
+	if st == nil {
+		return false
+	}
+	rec, unpin, err := st.Pin(daxmem.KindImage, img.key)
+	if err == nil && rec.Offset == r.Offset {
+		img.pinned(unpin)
+		return true
+	}
+	if err == nil {
+		unpin()
+	}
+	// Put aside as damaged, or removed, but a kernel may be reading it.
+	if _, unpin, err := st.PinAt(r.Offset); err == nil {
+		img.pinned(unpin)
+	}
+	return false
+}
+
+// hasLayer reports ErrLayerLost for a layer that no pool has.
+func (im *images) hasLayer(k key) error {
+	for _, st := range im.stores() {
+		if _, err := st.Layer(k); !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return fmt.Errorf("layer %s: %w", k, ErrLayerLost)
 }
 
 // mountsBelow counts the mounts on each directory in dir.

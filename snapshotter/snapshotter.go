@@ -43,11 +43,23 @@ type Options struct {
 	// snapshots. It must be on a file system that overlayfs takes as upper
 	// directory.
 	Root string
-	// Pool keeps layers and images. It stays the caller's, who closes it after
-	// the snapshotter.
+	// Pool keeps layers and images that this kernel unpacks; nil: it unpacks
+	// none. It stays the caller's, who closes it after the snapshotter.
 	Pool *daxmem.Pool
 	// Engine mounts images of the pool's region.
 	Engine engine.Engine
+
+	// Shared is the pool of another kernel, or nil; it stays the caller's too.
+	Shared       *daxmem.Reader
+	SharedEngine engine.Engine
+	// Missing says what to do about what Shared does not have, AskWait how long
+	// its owner may take.
+	Missing Missing
+	AskWait time.Duration
+
+	// Convert pulls an image, by its name, for other kernels, into Pool; nil:
+	// they are refused.
+	Convert func(ctx context.Context, name string) error
 }
 
 // Snapshotter implements snapshots.Snapshotter and snapshots.Cleaner.
@@ -62,6 +74,13 @@ type Snapshotter struct {
 	// frees such things.
 	collecting sync.RWMutex
 	pending    atomic.Bool // a collection had to be put off
+
+	// layers are the pins of the other pool's layers that snapshots need.
+	convert func(ctx context.Context, name string) error
+	asking  sync.Mutex // for chains, one after the other
+
+	kept   sync.Mutex
+	layers map[[32]byte]func()
 }
 
 var (
@@ -87,8 +106,15 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot metadata: %w", err)
 	}
-	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms}
-	s.images = newImages(filepath.Join(opts.Root, "images"), opts.Pool, opts.Engine)
+	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, layers: make(map[[32]byte]func())}
+	s.images = newImages(filepath.Join(opts.Root, "images"))
+	if opts.Pool != nil {
+		s.images.own, s.images.pool = &store{opts.Pool, opts.Engine}, opts.Pool
+	}
+	if opts.Shared != nil {
+		s.images.shared = &store{opts.Shared, opts.SharedEngine}
+		s.images.ask = asker{opts.Shared, opts.Missing, opts.AskWait}
+	}
 	if err := s.recover(ctx); err != nil {
 		return nil, errors.Join(err, ms.Close())
 	}

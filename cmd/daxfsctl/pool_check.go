@@ -195,7 +195,7 @@ func checkImages(c *cli.Context, pool *daxmem.Pool) ([]problemJSON, error) {
 		return nil, err
 	}
 	defer shut(now)
-	there := make(map[int]uint64)
+	there := make(map[int]uint32)
 	for _, rec := range now.Records() {
 		there[rec.Slot] = rec.Generation
 	}

@@ -44,7 +44,7 @@ type gcRecord struct {
 	Key   string `json:"key"`
 	Bytes int64  `json:"bytes"`
 	slot  int
-	life  uint64
+	life  uint32
 }
 
 func poolGC(c *cli.Context) error {
@@ -171,8 +171,8 @@ func (r *gcJSON) compare(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	defer shut(pool)
-	there := make(map[int]uint64)
-	for _, rec := range pool.Records() {
+	there := make(map[int]uint32)
+	for _, rec := range append(pool.Records(), pool.Chains()...) {
 		there[rec.Slot] = rec.Generation
 	}
 	planned := r.Removed

@@ -157,6 +157,23 @@ func MountBest(ctx context.Context, order []string, src Source, target string) (
 	return nil, fmt.Errorf("%w: %w", ErrNoEngine, errors.Join(why...))
 }
 
+// Best mounts each image by the first engine of an order that can do it: for a
+// pool without an image to probe with.
+type Best struct{ Order []string }
+
+// Name is "best". Mounts have the name of the engine that made them.
+func (b *Best) Name() string { return "best" }
+
+// Probe cannot say more than that it has to be tried.
+func (b *Best) Probe(context.Context, Pool) Probe {
+	return Probe{Engine: b.Name()}.with(Unknown, "it is tried at the first mount", "")
+}
+
+// Mount mounts src by the first engine that can.
+func (b *Best) Mount(ctx context.Context, src Source, target string) (*Mount, error) {
+	return MountBest(ctx, b.Order, src, target)
+}
+
 // inOrder returns the engines of an order, which may be empty.
 func inOrder(order []string) ([]Engine, error) {
 	if len(order) == 0 {
