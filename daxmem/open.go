@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-
 )
 
 // Create writes an empty pool over all of region and opens it. A region that
