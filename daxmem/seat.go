@@ -2,6 +2,7 @@ package daxmem
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"strings"
@@ -273,7 +274,7 @@ func evictSeat(w Window, g *geometry, n int, word seatWord) error {
 // Evict frees a seat on the word of somebody who knows that its kernel is gone:
 // its pins do not count any more. generation is that of the seat as it was
 // looked at; ErrSeats tells that it is another by now.
-func Evict(region Region, n int, generation uint64) error {
+func Evict(region Region, n int, generation uint64) (err error) {
 	sup, _, err := readSuper(region)
 	if err != nil {
 		return err
@@ -285,7 +286,7 @@ func Evict(region Region, n int, generation uint64) error {
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	defer func() { err = errors.Join(err, w.Close()) }()
 	v, err := w.Load(sup.seat(n))
 	if err != nil {
 		return windowError(fmt.Sprintf("evict seat %d", n), err)

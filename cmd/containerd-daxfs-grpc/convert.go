@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/containerd/v2/client"
@@ -24,7 +25,7 @@ func converter(cfg *config.Config) func(ctx context.Context, name string) error 
 		if err != nil {
 			return fmt.Errorf("pull %s for another kernel: %w", name, err)
 		}
-		defer c.Close()
+		defer func() { err = errors.Join(err, c.Close()) }()
 		_, err = c.Pull(namespaces.WithNamespace(ctx, convertNamespace), name,
 			client.WithPullUnpack, client.WithPullSnapshotter(cfg.Share.Snapshotter))
 		if err != nil {
