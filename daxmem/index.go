@@ -117,6 +117,14 @@ func (ix *index) find(kind Kind, key [32]byte, match func(slot int) (bool, error
 		if err != nil {
 			return false, windowError("search index", err)
 		}
+		// A copy that does not count any more may be half built, and count again
+		// in the end, with this number.
+		if ow, err = loadOwnerWord(ix.w); err != nil {
+			return false, err
+		}
+		if ow.copy() != copy {
+			continue
+		}
 		found, whole, err := ix.walk(copy, head, match)
 		if found || err != nil {
 			return found, err
