@@ -2,6 +2,7 @@ package daxmem
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"strings"
@@ -183,6 +184,18 @@ func claimSeat(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat
 	if fixed < 0 && !w.Atomic() && !alone {
 		return nil, fmt.Errorf("claim a seat: this memory has no compare-and-swap, so that seats have to be given by configuration: %w", ErrInvalid)
 	}
+	for range seatCount {
+		s, err := tryClaim(w, g, id, fixed, alone)
+		if !errors.Is(err, errSeatChanged) {
+			return s, err
+		}
+	}
+	return nil, fmt.Errorf("claim a seat: others were faster %d times: %w", seatCount, ErrSeats)
+}
+
+// tryClaim is claimSeat, which fails with errSeatChanged when another kernel
+// takes the same seat.
+func tryClaim(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat, error) {
 	free, freeGeneration := -1, uint64(0)
 	var taken []string
 	for n := range seatCount {
@@ -243,14 +256,17 @@ func takeSeat(w Window, g *geometry, id Identity, n int, free seatWord) (*seat, 
 	return &seat{w: w, g: g, number: n, word: held}, nil
 }
 
-// swapSeat changes a seat's word; ErrSeats: somebody else was faster.
+// errSeatChanged: somebody else was faster.
+var errSeatChanged = fmt.Errorf("somebody else changed it: %w", ErrSeats)
+
+// swapSeat changes a seat's word, or fails with errSeatChanged.
 func swapSeat(w Window, g *geometry, n int, old, now seatWord) error {
 	ok, err := w.CompareAndSwap(g.seat(n), uint64(old), uint64(now))
 	if err != nil {
 		return windowError(fmt.Sprintf("change seat %d", n), err)
 	}
 	if !ok {
-		return fmt.Errorf("change seat %d: somebody else changed it: %w", n, ErrSeats)
+		return fmt.Errorf("change seat %d: %w", n, errSeatChanged)
 	}
 	return nil
 }
