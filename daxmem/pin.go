@@ -50,6 +50,10 @@ func (s *seat) pin(slot int, still func() (bool, error)) (ok bool, err error) {
 		err = s.check()
 	}
 	if !ok || err != nil {
+		// A seat that is somebody else's by now is not touched.
+		if cerr := s.check(); cerr != nil {
+			return false, cerr
+		}
 		if s.counts[slot] == 0 {
 			if serr := s.set(slot, false); err == nil {
 				err = serr
