@@ -123,12 +123,12 @@ func (imp *Import) stream(ctx context.Context, r io.Reader, w row) (d [32]byte, 
 		if err := ctx.Err(); err != nil {
 			return d, err
 		}
-		if err := imp.p.mayWrite(); err != nil {
-			return d, err
-		}
 		b := (*buf)[:min(chunkSize, w.size-at)]
 		if err := readFull(r, b); err != nil {
 			return d, fmt.Errorf("at %d: %w", at, err)
+		}
+		if err := imp.p.mayWrite(); err != nil {
+			return d, err
 		}
 		// Hashing and copying take about as long as each other.
 		go func() {

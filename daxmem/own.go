@@ -9,7 +9,7 @@ import (
 
 // acquire takes a seat and the right to change the pool, which p.ow says from
 // then on. The index that counts is still the former owner's: see serve.
-func (p *Pool) acquire(sup *super, boot [16]byte) error {
+func (p *Pool) acquire(sup *super, own *owner, boot [16]byte) error {
 	g := &sup.geometry
 	id := Identity{Boot: boot, Instance: p.opts.Instance, Holder: clip(p.opts.Holder, identityText)}
 	// In a private region whoever else was there went with an earlier boot.
@@ -31,9 +31,10 @@ func (p *Pool) acquire(sup *super, boot [16]byte) error {
 	}
 	step("seat taken")
 	fence := former.fence()
-	if former.state() == ownedByNobody || holder.Boot == boot && there || alone {
+	if former.state() == ownedByNobody || alone || former.state() == owned && there && holder.Boot == boot && own.boot == boot {
 		// The former owner has let go, or its process has ended: the region's
-		// lock is ours.
+		// lock is ours. A takeover that was cut short is begun again; and who
+		// sits in the owner's seat need not have been the owner.
 		return p.swapOwner(former, makeOwnerWord(owned, p.seat.number, former.copy(), fence))
 	}
 	if err := p.swapOwner(former, makeOwnerWord(beingTaken, p.seat.number, former.copy(), fence+1)); err != nil {
@@ -57,7 +58,8 @@ func (p *Pool) swapOwner(old, now ownerWord) error {
 }
 
 // fenceWords gives every state word the new fence, so that what the former owner
-// may still do fails.
+// may still do fails. Slots whose payload it may be writing at this moment are
+// not used by this owner.
 func (p *Pool) fenceWords(g *geometry) error {
 	for slot := range g.records {
 		for {
@@ -70,6 +72,9 @@ func (p *Pool) fenceWords(g *geometry) error {
 				return windowError("fence catalog", err)
 			}
 			if ok {
+				if st := word(v).state(); st != stateFree && st != stateLive {
+					p.withheld[slot] = true
+				}
 				break
 			}
 		}

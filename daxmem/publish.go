@@ -62,6 +62,9 @@ func (p *Pool) fill(d *draft, kind Kind, build BuildFunc) error {
 		return err
 	}
 	d.digest = hashBytes(b)
+	if err := p.mayWrite(); err != nil {
+		return err
+	}
 	if err := writeSparse(p.region, b, d.off); err != nil {
 		return p.writeFailed("segment", d.size, err)
 	}
@@ -147,6 +150,9 @@ func (p *Pool) store(r *record) error {
 		err = p.full("catalog record", recordSize, err)
 	default:
 		err = fmt.Errorf("write catalog record %d: %w", r.slot, err)
+	}
+	if errors.Is(p.mayWrite(), ErrFenced) {
+		return err // what is there belongs to another owner
 	}
 	// The slot is cleared as well as it can be. WRITING names nothing.
 	cerr := errors.Join(p.ix.remove(p.ow.copy(), r.slot, r.word.kind(), r.key), p.clearSlot(r))
