@@ -85,6 +85,9 @@ func (p *Pool) release(ctx context.Context, spans []span) {
 			bad[run] = true
 		}
 	}
+	if len(spans) > 0 {
+		step(stepSpaceGivenBack)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range spans {

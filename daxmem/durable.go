@@ -126,6 +126,7 @@ func (p *Pool) syncOnce() error {
 		p.fail(err)
 		return p.syncErr
 	}
+	step(stepRegionSynced)
 	var spans []span
 	for _, t := range limbo {
 		spans = append(spans, t.spans...)
@@ -141,6 +142,9 @@ func (p *Pool) syncOnce() error {
 			p.fail(err)
 			return p.syncErr
 		}
+	}
+	if len(spans) > 0 {
+		step(stepSpacePunched)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -169,6 +173,7 @@ func (p *Pool) syncOnce() error {
 			return p.syncErr
 		}
 		delete(p.pending, r)
+		step(stepRecordDurable)
 	}
 	return nil
 }

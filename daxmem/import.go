@@ -181,6 +181,7 @@ func (imp *Import) holdLocked(w row) (row, bool, error) {
 // enter puts a written extent into the books, unless another import was faster
 // with the same content: then ours is given back.
 func (imp *Import) enter(ctx context.Context, w row) (row, error) {
+	step(stepExtentWritten)
 	p := imp.p
 	p.mu.Lock()
 	known, ok, err := imp.holdLocked(w)

@@ -86,6 +86,7 @@ func (ix *index) remove(copy, slot int, kind Kind, key [32]byte) error {
 		if err == nil {
 			err = ix.w.Store(at, next)
 		}
+		step(stepRecordSkipped)
 		// Only now: who reads this number from here on cannot meet the record.
 		var moves uint64
 		if err == nil {

@@ -124,16 +124,18 @@ func (r *Reader) ask(ctx context.Context, body []byte) error {
 		err = s.w.Store(at, number|requestOpen)
 	}
 	if err == nil {
+		step(stepRequestOpened)
 		_, err = s.w.WriteAt(body, at+requestBody)
 	}
 	if err == nil {
-		step("request written")
+		step(stepRequestWritten)
 		number++
 		err = s.w.Store(at, number)
 	}
 	if err != nil {
 		return windowError("write request", err)
 	}
+	step(stepRequestSent)
 	alive := newPulse(r)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		outcome, text, err := readReply(r.w, g, s.number, number)
@@ -298,7 +300,7 @@ func (p *Pool) answer(ctx context.Context, n int, number uint64, q *Request, han
 		log.L.WithError(err).WithField("seat", n).Error("write reply")
 		return
 	}
-	step("request taken")
+	step(stepRequestTaken)
 	outcome, text := uint64(outcomeDone), ""
 	if q == nil {
 		outcome, text = outcomeFailed, "the request makes no sense"
@@ -314,10 +316,12 @@ func (p *Pool) answer(ctx context.Context, n int, number uint64, q *Request, han
 	text = text[:min(len(text), maxReplyText)]
 	_, err = p.w.WriteAt([]byte(text), at+replyText)
 	if err == nil {
-		step("before reply")
+		step(stepBeforeReply)
 		err = p.w.Store(at+replyOutcome, outcome|uint64(len(text))<<32)
 	}
 	if err != nil {
 		log.L.WithError(err).WithField("seat", n).Error("write reply")
+		return
 	}
+	step(stepReplyWritten)
 }

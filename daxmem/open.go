@@ -212,6 +212,7 @@ func openWith(ctx context.Context, region Region, w Window, sup *super, own *own
 			if err := region.Sync(); err != nil {
 				return nil, err
 			}
+			step(stepRegionGrown)
 		}
 		size = want
 	}

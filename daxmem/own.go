@@ -29,18 +29,22 @@ func (p *Pool) acquire(sup *super, own *owner, boot [16]byte) error {
 	if p.seat, err = claimSeat(p.w, g, id, p.opts.seat(), alone); err != nil {
 		return err
 	}
-	step("seat taken")
+	step(stepSeatTaken)
 	fence := former.fence()
 	if former.state() == ownedByNobody || alone || former.state() == owned && there && holder.Boot == boot && own.boot == boot {
 		// The former owner has let go, or its process has ended: the region's
 		// lock is ours. A takeover that was cut short is begun again; and who
 		// sits in the owner's seat need not have been the owner.
-		return p.swapOwner(former, makeOwnerWord(owned, p.seat.number, former.copy(), fence))
+		if err := p.swapOwner(former, makeOwnerWord(owned, p.seat.number, former.copy(), fence)); err != nil {
+			return err
+		}
+		step(stepPoolAcquired)
+		return nil
 	}
 	if err := p.swapOwner(former, makeOwnerWord(beingTaken, p.seat.number, former.copy(), fence+1)); err != nil {
 		return err
 	}
-	step("takeover begun")
+	step(stepTakeoverBegun)
 	return p.fenceWords(g)
 }
 
@@ -79,7 +83,7 @@ func (p *Pool) fenceWords(g *geometry) error {
 			}
 		}
 	}
-	step("catalog fenced")
+	step(stepCatalogFenced)
 	return nil
 }
 
@@ -89,11 +93,11 @@ func (p *Pool) serve() error {
 	if err := p.ix.build(copy, p.indexed()); err != nil {
 		return err
 	}
-	step("index built")
+	step(stepIndexBuilt)
 	if err := p.swapOwner(p.ow, makeOwnerWord(owned, p.seat.number, copy, p.ow.fence())); err != nil {
 		return err
 	}
-	step("pool owned")
+	step(stepPoolOwned)
 	return nil
 }
 
@@ -146,5 +150,6 @@ func (p *Pool) disown() error {
 	if err := p.swapOwner(p.ow, makeOwnerWord(ownedByNobody, p.seat.number, p.ow.copy(), p.ow.fence())); err != nil {
 		return err
 	}
+	step(stepPoolDisowned)
 	return p.seat.leave()
 }

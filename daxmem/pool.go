@@ -142,8 +142,12 @@ func (p *Pool) clearSlot(r *record) error {
 	if _, err := p.w.WriteAt(make([]byte, recordSize-8), slotOffset(r.slot)+8); err != nil {
 		return fmt.Errorf("clear catalog record %d: %w", r.slot, err)
 	}
-	step("record cleared")
-	return p.swapWord(r, makeWord(stateFree, 0, r.word.generation(), p.ow.fence()))
+	step(stepRecordCleared)
+	if err := p.swapWord(r, makeWord(stateFree, 0, r.word.generation(), p.ow.fence())); err != nil {
+		return err
+	}
+	step(stepRecordFree)
+	return nil
 }
 
 // mayWrite reports ErrFenced when another kernel has taken the pool over.
@@ -201,10 +205,12 @@ func (p *Pool) finish() error {
 	if len(p.lost) > 0 {
 		return nil // free space is not all zero: not clean
 	}
+	step(stepBeforeClean)
 	p.own.state = ownerClean
 	if err := p.writeOwner(); err != nil {
 		return err
 	}
+	step(stepPoolClean)
 	return p.region.Sync()
 }
 

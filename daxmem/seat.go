@@ -206,6 +206,7 @@ func tryClaim(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat,
 		if ok && s.Held && s.Damaged == "" {
 			switch {
 			case s.Boot == id.Boot && s.Holder == id.Holder && (fixed < 0 || fixed == n):
+				step(stepSeatFound)
 				return &seat{w: w, g: g, number: n, word: word}, nil
 			case s.Boot != id.Boot && (alone || id.Instance != "" && s.Instance == id.Instance):
 				if err := evictSeat(w, g, n, word); err != nil {
@@ -233,7 +234,7 @@ func takeSeat(w Window, g *geometry, id Identity, n int, free seatWord) (*seat, 
 	if err := swapSeat(w, g, n, free, claimed); err != nil {
 		return nil, err
 	}
-	step("seat claimed")
+	step(stepSeatClaimed)
 	at := g.seat(n)
 	l := lease{id, time.Now().UnixNano()}
 	zero := make([]byte, g.seatSize-blockSize-seatRequest) // request, heartbeat and pins
@@ -247,12 +248,12 @@ func takeSeat(w Window, g *geometry, id Identity, n int, free seatWord) (*seat, 
 	if err != nil {
 		return nil, windowError(fmt.Sprintf("write seat %d", n), err)
 	}
-	step("lease written")
+	step(stepLeaseWritten)
 	held := makeSeatWord(seatHeld, claimed.generation())
 	if err := swapSeat(w, g, n, claimed, held); err != nil {
 		return nil, err
 	}
-	step("seat held")
+	step(stepSeatHeld)
 	return &seat{w: w, g: g, number: n, word: held}, nil
 }
 
@@ -273,7 +274,11 @@ func swapSeat(w Window, g *geometry, n int, old, now seatWord) error {
 
 // evictSeat frees a seat whose holder is gone.
 func evictSeat(w Window, g *geometry, n int, word seatWord) error {
-	return swapSeat(w, g, n, word, makeSeatWord(seatFree, word.generation()+1))
+	if err := swapSeat(w, g, n, word, makeSeatWord(seatFree, word.generation()+1)); err != nil {
+		return err
+	}
+	step(stepSeatEvicted)
+	return nil
 }
 
 // Evict frees a seat on the word of somebody who knows that its kernel is gone:
