@@ -227,6 +227,9 @@ func (r *Reader) pin(kind Kind, key [32]byte) (*Record, func(), error) {
 		}
 		release := r.release(slot)
 		if err := r.verify(&e, slot); err != nil {
+			if serr := r.seat.check(); serr != nil {
+				err = serr // the pin did not keep it
+			}
 			release()
 			return nil, nil, fmt.Errorf("%s: %w", recordName(kind, key), err)
 		}

@@ -175,17 +175,17 @@ func (p *Pool) removeLocked(r *record) error {
 		p.retire(r, p.drop(r))
 		return nil
 	}
-	step("before retire")
+	step(stepBeforeRetire)
 	if err := p.writeWord(r, stateRetired); err != nil {
 		return err
 	}
-	step("record retired")
+	step(stepRecordRetired)
 	delete(p.pending, r)
 	if err := p.ix.remove(p.ow.copy(), r.slot, r.word.kind(), r.key); err != nil {
 		p.fail(err) // a reader may be led astray by the slot's next use
 		return err
 	}
-	step("record unlinked")
+	step(stepRecordUnlinked)
 	p.unlist(r)
 	p.leaving[r] = struct{}{}
 	p.releaseLeaving()
@@ -203,6 +203,7 @@ func (p *Pool) releaseLeaving() {
 			return
 		}
 		if len(pinned) > 0 || r.pins > 0 {
+			step(stepRecordKept)
 			continue
 		}
 		delete(p.leaving, r)
