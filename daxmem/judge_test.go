@@ -92,10 +92,12 @@ func (w *world) reader(n int, wrap func(Window) Window) (*actor, *Reader) {
 		panic(err)
 	}
 	a.seat = s
-	return a, &Reader{
-		region: region, sup: w.sup, size: w.sup.createdSize, w: win, seat: s,
+	r := &Reader{
+		region: region, sup: w.sup, w: win, seat: s,
 		ix: newIndex(win, w.g, w.sup.uuid), verified: map[int]word{},
 	}
+	r.size.Store(w.sup.createdSize)
+	return a, r
 }
 
 // judge holds each write, and what actors say that they have, against the

@@ -219,7 +219,7 @@ func verifyPinned(r *Reader, rec *Record) error {
 	if err != nil {
 		return err
 	}
-	seg, err := parseSegment(b, rec.Offset, r.size, rec.Kind)
+	seg, err := parseSegment(b, rec.Offset, r.Size(), rec.Kind)
 	if err != nil {
 		return err
 	}
