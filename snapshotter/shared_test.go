@@ -270,6 +270,34 @@ func TestAttachParallel(t *testing.T) {
 	}
 }
 
+// A reader that becomes the owner brings what it had unpacked for itself.
+func TestFormerPool(t *testing.T) {
+	k := startKernels(t, snapshotter.MissingLocal, true)
+	r1, _ := unpack(t, k.reader, "b", "one", "", layerOne(t))
+	r2, _ := unpack(t, k.reader, "b", "two", r1, layerTwo(t))
+	if err := k.reader.Snapshotter.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e, _, err := engine.Select(ctx, nil, snapshotter.EnginePool(k.owner.pool))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: k.reader.root, Pool: k.owner.pool, Engine: e, Former: k.reader.pool})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sn.Close()
+	mounts, err := sn.Prepare(ctx, "b/9/container", r2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lower := lowerOf(t, mounts)
+	if got := read(t, lower+"/etc/os") + read(t, lower+"/etc/gone") + read(t, lower+"/more"); got != "twoxmore" {
+		t.Errorf("read %q", got)
+	}
+	k.owner.check(t)
+}
+
 // What the pool does not have is unpacked into the reader's own pool, with the
 // layers below copied once, or it is an error.
 func TestMissing(t *testing.T) {

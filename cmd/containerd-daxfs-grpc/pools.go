@@ -23,6 +23,9 @@ type pools struct {
 	engine       engine.Engine
 	shared       *daxmem.Reader
 	sharedEngine engine.Engine
+	// former is the pool that this daemon had for itself while another kernel
+	// owned the shared one; only at start.
+	former *daxmem.Pool
 
 	// successor: when the other kernel's pool has no owner any more, this
 	// daemon is to own it.
@@ -43,6 +46,9 @@ func openPools(ctx context.Context, cfg *config.Config) (_ *pools, err error) {
 		if err == nil || cfg.Share.Role == config.RoleOwner || !errors.Is(err, daxmem.ErrOwned) {
 			if err == nil {
 				p.engine, err = selectEngine(ctx, cfg, p.own)
+			}
+			if err == nil && cfg.Share.Role == config.RoleAuto {
+				p.former, err = openFormer(ctx, cfg.Share.OwnPool, opts)
 			}
 			return p, err
 		}
@@ -102,6 +108,20 @@ func openPool(ctx context.Context, cfg *config.Config, location string, opts dax
 	return pool, nil
 }
 
+// openFormer opens the pool of a reader that is the owner now; nil where it had
+// none.
+func openFormer(ctx context.Context, location string, opts daxmem.Options) (*daxmem.Pool, error) {
+	opts.MaxSize, opts.Seat = 0, nil
+	region, err := daxmem.OpenRegion(location)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return daxmem.Open(ctx, region, opts)
+}
+
 func selectEngine(ctx context.Context, cfg *config.Config, pool *daxmem.Pool) (engine.Engine, error) {
 	e, probes, err := engine.Select(ctx, cfg.Engine.Order, snapshotter.EnginePool(pool))
 	logProbes(ctx, probes)
@@ -115,6 +135,9 @@ func selectEngine(ctx context.Context, cfg *config.Config, pool *daxmem.Pool) (e
 func (p *pools) Close() (err error) {
 	if p.own != nil {
 		err = p.own.Close()
+	}
+	if p.former != nil {
+		err = errors.Join(err, p.former.Close())
 	}
 	if p.shared != nil {
 		err = errors.Join(err, p.shared.Close())

@@ -46,7 +46,7 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 	defer func() { retErr = errors.Join(retErr, pools.Close()) }()
 	sn, err := snapshotter.New(ctx, snapshotter.Options{
 		Root: cfg.Root, Pool: pools.own, Engine: pools.engine, Shared: pools.shared, SharedEngine: pools.sharedEngine,
-		Missing: cfg.Share.Missing, AskWait: time.Duration(cfg.Share.AskTimeout), Convert: converter(cfg),
+		Missing: cfg.Share.Missing, AskWait: time.Duration(cfg.Share.AskTimeout), Former: pools.former, Convert: converter(cfg),
 	})
 	if err != nil {
 		return err

@@ -221,6 +221,9 @@ func (c *Config) Check() error {
 	if err := c.Share.check(c.Root, bad); err != nil {
 		return err
 	}
+	if c.Share.Role != RoleOwner && c.Share.OwnPool == c.Pool.Path {
+		return bad("share.own_pool and pool.path are both %q: a reader's own pool is another one", c.Pool.Path)
+	}
 	for _, e := range c.Engine.Order {
 		if !slices.Contains(engine.Names(), e) {
 			return bad("engine.order names %q, have %s", e, strings.Join(engine.Names(), ", "))
