@@ -80,7 +80,7 @@ type Snapshotter struct {
 	collecting sync.RWMutex
 	pending    atomic.Bool // a collection had to be put off
 
-	// layers are the pins of the other pool's layers that snapshots need.
+	// layers are pins, in shared pools, of what snapshots need.
 	convert func(ctx context.Context, name string) error
 	asking  sync.Mutex // for chains, one after the other
 
