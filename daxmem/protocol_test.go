@@ -491,3 +491,29 @@ func TestModelMailboxOfFormerHolder(t *testing.T) {
 		asks(nil, nil)(w)
 	})
 }
+
+// A kernel that sits, as a reader, in the seat that the owner has lost takes the
+// pool over: that is no reopening, the former owner has to be fenced.
+func TestTakeoverFromFormerOwnersSeat(t *testing.T) {
+	p := newShared(t, 64*mib, asKernel(1))
+	addLayer(t, p.Pool, "a", randomBytes(1, 5000))
+	w := unlocked(t, p.path, toAttach)
+	defer w.Close()
+	if err := Evict(w, p.seat.number, p.seat.word.generation()); err != nil {
+		t.Fatal(err)
+	}
+	opts := asKernel(2)
+	opts.Seat = &p.seat.number
+	if r := p.attach(t, opts); r.seat.number != p.seat.number {
+		t.Fatalf("seat %d, want the former owner's, %d", r.seat.number, p.seat.number)
+	}
+	q, err := Open(bg, unlocked(t, p.path, toOwn), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	if err := p.Remove(bg, KindLayer, key("a")); !errors.Is(err, ErrFenced) {
+		t.Errorf("remove by the former owner: %v, want %v", err, ErrFenced)
+	}
+	mustCheck(t, q)
+}
