@@ -113,7 +113,7 @@ func TestBrokenPinsBeforeRetired(t *testing.T) {
 
 // The reader does not look at its seat's word again when it has set a pin.
 func TestBrokenSeatNotChecked(t *testing.T) {
-	bites(t, bounds{preemptions: 3}, "violates K", evictions(cached("seat word")))
+	bites(t, bounds{preemptions: 2}, "violates K", evictions(cached("seat word")))
 }
 
 // The owner does not say that it has taken a record out of its chain.
@@ -191,7 +191,7 @@ func TestBrokenClaim(t *testing.T) {
 
 // A request is written over another one that the owner may be reading.
 func TestBrokenRequest(t *testing.T) {
-	bites(t, bounds{preemptions: 3}, "violates the mailbox", asks(func(w Window) Window {
+	bites(t, bounds{preemptions: 3}, "violates the mailbox: nobody has asked", asks(func(w Window) Window {
 		return &brokenWindow{Window: w, store: func(off int64, v uint64) error {
 			if v&requestOpen != 0 {
 				return nil

@@ -446,6 +446,16 @@ func (s *scene) verify(p *Pool, c crashStep, bad map[string]bool) {
 			}
 		}
 	}
+	if c.story == "remove pinned" { // by a kernel that is not gone
+		if len(p.leaving) != 1 {
+			t.Errorf("%d removed records are kept for their pins, want 1", len(p.leaving))
+		}
+		for _, f := range goingFiles {
+			if e := p.byDigest[hashBytes(f)]; e == nil || string(content(t, p, e.extent())) != string(f) {
+				t.Errorf("a file of %d bytes of a removed layer that is pinned is lost", len(f))
+			}
+		}
+	}
 	if p.region.Path() == s.path { // what the reader sees is this pool
 		for _, err := range []error{
 			func() error { _, err := s.r.Layer(key("kept")); return err }(),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -384,6 +385,8 @@ func (x *explorer) explore() error {
 	// Actors that are unwound find that nothing works any more, and say so.
 	defer log.SetLevel(log.GetLevel().String())
 	log.SetLevel("panic")
+	// Only one actor goes on at a time: handing over is cheaper so.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	for {
 		x.shared, x.grew = map[int64]bool{}, false
 		for at, u := range x.sharedBy {

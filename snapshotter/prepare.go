@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -125,10 +126,24 @@ func (s *Snapshotter) stage(kind snapshots.Kind) (string, error) {
 	if err == nil && kind == snapshots.KindActive {
 		err = os.Mkdir(filepath.Join(tmp, "work"), 0o711)
 	}
+	if err == nil {
+		err = sameTime(tmp, filepath.Join(tmp, "fs"))
+	}
 	if err != nil {
 		return "", fmt.Errorf("make snapshot directory: %w", errors.Join(err, os.RemoveAll(tmp)))
 	}
 	return tmp, nil
+}
+
+// sameTime gives a snapshot's directory the time of the one that is unpacked
+// into: Commit takes it for the time before which nothing was unpacked, and the
+// clock may have moved on between the two.
+func sameTime(dir, of string) error {
+	fi, err := os.Stat(of)
+	if err != nil {
+		return err
+	}
+	return os.Chtimes(dir, time.Time{}, fi.ModTime())
 }
 
 // mounts makes sure that the image is mounted and says how to mount the

@@ -144,6 +144,35 @@ func (k *kernels) attach(t *testing.T, location string, missing snapshotter.Miss
 	k.reader = &rig{sn, opts.Root, opts.Pool}
 }
 
+// A directory that nothing was unpacked into is not older than its snapshot:
+// what a layer does not list is known by that.
+func TestUpperIsNotOlder(t *testing.T) {
+	r := start(t)
+	for i := range 50 {
+		mounts, err := r.Prepare(ctx, fmt.Sprintf("a/1/extract-%d %s", i, ref("one")), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range mounts[0].Options {
+			dir, ok := cutPrefix(o, "upperdir=")
+			if !ok {
+				continue
+			}
+			upper, err := os.Stat(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			snapshot, err := os.Stat(filepath.Dir(dir))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if upper.ModTime().Before(snapshot.ModTime()) {
+				t.Fatalf("the upper directory is of %v, its snapshot of %v", upper.ModTime(), snapshot.ModTime())
+			}
+		}
+	}
+}
+
 func layerOne(t testing.TB) func(string) {
 	return func(d string) { write(t, d+"/etc/os", "one"); write(t, d+"/etc/gone", "x") }
 }
