@@ -47,6 +47,14 @@ func TestImageHandoff(t *testing.T) {
 	wants(t, out, res.Ways[1].CommandLine, "mem-path="+s.poolPath()+",size=67108864,readonly=on")
 	wants(t, errOut, "daxfsctl: note: "+res.Keep)
 
+	// By its chain ID, where other chains are on top.
+	s.run("b", baseName())
+	s.serve()
+	s.json(0, &res, "image", "handoff", "pool:"+chainID("", 3))
+	if res.Offset == image.Offset || res.Ways[1].Reason != "" {
+		t.Errorf("%+v", res)
+	}
+
 	if _, errOut, code := s.ctl("image", "handoff", "--qemu", spec(layer)); code != 1 || !strings.Contains(errOut, "a layer cannot be handed out") {
 		t.Errorf("a layer: %d, %s", code, errOut)
 	}
