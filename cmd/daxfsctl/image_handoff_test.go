@@ -87,7 +87,7 @@ func TestHandoffWays(t *testing.T) {
 	}
 	defer f.Close()
 	const (
-		phys   = "root=none rootfstype=daxfs rootflags=phys=0x100000000,size=4194304,fsoffset=0 ro"
+		phys   = "root=none rootfstype=daxfs rootflags=phys=0x100000000,size=4194304,fsoffset=0 modprobe.blacklist=nd_pmem ro"
 		module = "root=none rootfstype=daxfs rootflags=phys=region0,size=4194304,fsoffset=0 modprobe.blacklist=nd_pmem ro"
 		erofs  = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro"
 	)

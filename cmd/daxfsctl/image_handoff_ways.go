@@ -41,7 +41,7 @@ type way struct {
 func (h *handoff) ways() []*way {
 	return []*way{
 		h.way(toKernel, byDaxfs, h.physical),
-		h.way(toQEMU, byDaxfs, h.module),
+		h.way(toQEMU, byDaxfs, h.region0),
 		h.way(toQEMU, byErofs, h.erofs),
 	}
 }
@@ -65,11 +65,9 @@ func (h *handoff) way(to, engine string, root func() (string, error)) *way {
 	return w
 }
 
-// physical is the root of a kernel in whose memory the image lies. fsoffset= is
-// the module's other name for offset=, which a mount(8) in an initrd would take
-// for a loop device's.
+// physical is the root of a kernel in whose memory the image lies.
 func (h *handoff) physical() (string, error) {
-	address, size := h.region.Address(), h.region.Size()
+	address := h.region.Address()
 	if address == 0 {
 		return "", fmt.Errorf("%s is of kind %s, which has no physical address: memory has one (phys:ADDRESS,size=SIZE or /dev/pmemN), and a file's memory can be given to a VM (--qemu)",
 			h.region.Path(), h.region.Kind())
@@ -77,14 +75,19 @@ func (h *handoff) physical() (string, error) {
 	if err := h.aligned(); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("root=none rootfstype=daxfs rootflags=phys=%#x,size=%d,fsoffset=%d", address, size, h.offset), nil
+	return h.byModule(fmt.Sprintf("%#x", address)), nil
 }
 
-// module is the root of a VM by our module. Where the VM has the memory is known
-// there only, by the region's name; nd_pmem would take it before daxfs does.
-func (h *handoff) module() (string, error) {
-	return fmt.Sprintf("root=none rootfstype=daxfs rootflags=phys=region0,size=%d,fsoffset=%d modprobe.blacklist=nd_pmem",
-		h.region.Size(), h.offset), nil
+// region0 is the root of a VM by our module. Where the VM has the memory is known
+// there only, by the region's name.
+func (h *handoff) region0() (string, error) { return h.byModule("region0"), nil }
+
+// byModule is the root by our module, in memory at phys. fsoffset= is the module's
+// other name for offset=, which a mount(8) in an initrd would take for a loop
+// device's. nd_pmem would take memory that it sees before daxfs does.
+func (h *handoff) byModule(phys string) string {
+	return fmt.Sprintf("root=none rootfstype=daxfs rootflags=phys=%s,size=%d,fsoffset=%d modprobe.blacklist=nd_pmem",
+		phys, h.region.Size(), h.offset)
 }
 
 // erofs is the root of a VM by the EROFS of a stock kernel, which looks for it
