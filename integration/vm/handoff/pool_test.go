@@ -75,20 +75,20 @@ func fillPool(t *testing.T, l *images.Layout) (path, spec string) {
 	if _, err := sn.View(ctx, "keep", parent); err != nil { // which needs the image
 		t.Fatal(err)
 	}
-	var newest *daxmem.Record // there is one of each chain
 	for _, r := range pool.Records() {
-		if r.Kind == daxmem.KindImage && (newest == nil || r.Sequence > newest.Sequence) {
-			newest = r
+		if r.Kind == daxmem.KindImage {
+			return path, fmt.Sprintf("pool:%x", r.Key)
 		}
 	}
-	if newest == nil {
-		t.Fatal("no image in the pool")
-	}
-	return path, fmt.Sprintf("pool:%x", newest.Key)
+	t.Fatal("no image in the pool")
+	return "", ""
 }
 
+// unpack makes a layer into a committed snapshot. As with layers that containerd
+// unpacks at the same time, what is below counts at the end only, so no image is
+// mounted for it.
 func unpack(ctx context.Context, sn snapshots.Snapshotter, l *images.Layout, layer images.Layer, key, name, parent string) error {
-	mounts, err := sn.Prepare(ctx, key, parent)
+	mounts, err := sn.Prepare(ctx, key, "")
 	if err != nil {
 		return err
 	}
@@ -98,11 +98,11 @@ func unpack(ctx context.Context, sn snapshots.Snapshotter, l *images.Layout, lay
 	}
 	defer tar.Close()
 	err = mount.WithTempMount(ctx, mounts, func(root string) error {
-		_, err := archive.Apply(ctx, root, tar)
+		_, err := archive.Apply(ctx, root, tar, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return sn.Commit(ctx, name, key)
+	return sn.Commit(ctx, name, key, snapshots.WithParent(parent))
 }
