@@ -105,6 +105,17 @@ func TestRoot(t *testing.T) {
 				want.boot(t, m, root, c.mount)
 			})
 		}
+		t.Run("other memory", func(t *testing.T) {
+			if k.Name != "6.12" {
+				t.Skip("one kernel is enough")
+			}
+			m := vm.Machine{Kernel: k, Memory: memory, Pool: pool}
+			m.Append = "root=none rootfstype=daxfs rootflags=phys=region0,size=2097152,fsoffset=0 modprobe.blacklist=nd_pmem ro"
+			console, err := vm.RunInitrd(t.Context(), m, root)
+			if want := fmt.Sprintf("root: region0 has %d bytes, rootflags says 2097152", poolSize); err != nil || !strings.Contains(console, want) {
+				t.Errorf("%v, want %q in\n%s", err, want, console)
+			}
+		})
 		t.Run("pool by address", func(t *testing.T) {
 			if testing.Short() {
 				t.Skip("two guests more")
