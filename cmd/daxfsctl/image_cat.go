@@ -17,19 +17,11 @@ func imageCatCommand() *cli.Command {
 		Name:      "cat",
 		Usage:     "write a file of an image to standard output",
 		ArgsUsage: "IMAGE PATH",
-		Action:    imageCat,
+		Action:    onImage(2, 2, imageCat),
 	}
 }
 
-func imageCat(c *cli.Context) error {
-	if err := arguments(c, 2, 2); err != nil {
-		return err
-	}
-	s, err := openSource(c, c.Args().First())
-	if err != nil {
-		return err
-	}
-	defer s.Close()
+func imageCat(c *cli.Context, s *source) error {
 	path := c.Args().Get(1)
 	in, err := s.lookup(path, true)
 	if err != nil {

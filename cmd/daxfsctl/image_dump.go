@@ -23,7 +23,7 @@ func imageDumpCommand() *cli.Command {
 		Description: "The lines are described in docs/operating.md. A damaged image is shown as far as it can be\n" +
 			"read; what cannot is reported and the exit status is 1.",
 		Flags:  []cli.Flag{&cli.BoolFlag{Name: "digest", Usage: "show the BLAKE3 digest of each file in place of its offset"}},
-		Action: imageDump,
+		Action: onImage(1, 1, imageDump),
 	}
 }
 
@@ -51,21 +51,14 @@ func (s *source) super() superJSON {
 	}
 }
 
-func imageDump(c *cli.Context) error {
-	if err := arguments(c, 1, 1); err != nil {
-		return err
-	}
-	s, err := openSource(c, c.Args().First())
-	if err != nil {
-		return err
-	}
-	defer s.Close()
+func imageDump(c *cli.Context, s *source) error {
 	out := bufio.NewWriterSize(c.App.Writer, 64<<10)
 	good := true
 	bad := func(path string, err error) {
 		good = false
 		fmt.Fprintf(c.App.ErrWriter, "daxfsctl: %s\n", oneLine(s.wrap(path, err)))
 	}
+	var err error
 	if c.Bool("json") {
 		err = s.dumpJSON(out, bad)
 	} else {

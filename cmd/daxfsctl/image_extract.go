@@ -20,20 +20,12 @@ func imageExtractCommand() *cli.Command {
 		Description: "DEST becomes a copy of PATH: contents, owners, modes, times, xattrs, devices and hard links.\n" +
 			"It must not exist, or be an empty directory; nothing is overwritten, and what a failure leaves\n" +
 			"is removed. Needs root.",
-		Action: imageExtract,
+		Action: onImage(3, 3, imageExtract),
 	}
 }
 
-func imageExtract(c *cli.Context) (retErr error) {
-	if err := arguments(c, 3, 3); err != nil {
-		return err
-	}
+func imageExtract(c *cli.Context, s *source) error {
 	path, dest := c.Args().Get(1), c.Args().Get(2)
-	s, err := openSource(c, c.Args().First())
-	if err != nil {
-		return err
-	}
-	defer s.Close()
 	in, err := s.lookup(path, false)
 	if err != nil {
 		return err

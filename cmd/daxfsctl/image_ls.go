@@ -20,19 +20,11 @@ func imageLsCommand() *cli.Command {
 			&cli.BoolFlag{Name: "R", Usage: "with everything below, as paths"},
 			&cli.BoolFlag{Name: "d", Usage: "the directory itself"},
 		},
-		Action: imageLs,
+		Action: onImage(1, 2, imageLs),
 	}
 }
 
-func imageLs(c *cli.Context) error {
-	if err := arguments(c, 1, 2); err != nil {
-		return err
-	}
-	s, err := openSource(c, c.Args().First())
-	if err != nil {
-		return err
-	}
-	defer s.Close()
+func imageLs(c *cli.Context, s *source) error {
 	path := "/" + innerPath(c.Args().Get(1))
 	in, err := s.lookup(path, false)
 	if err != nil {

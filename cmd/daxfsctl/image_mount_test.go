@@ -99,7 +99,10 @@ func TestImageMountRefuses(t *testing.T) {
 	}
 	var ls poolLsJSON
 	s.json(0, &ls, "pool", "ls")
-	layer := "pool:" + ls.Records[0].Key
+	of := make(map[string]string) // one of each kind
+	for _, r := range ls.Records {
+		of[r.Kind] = "pool:" + r.Key
+	}
 	dir := mountPoint(t)
 	for name, c := range map[string]struct {
 		args []string
@@ -110,7 +113,8 @@ func TestImageMountRefuses(t *testing.T) {
 		"no directory":     {[]string{file}, 2, "want IMAGE DIR"},
 		"bad offset":       {[]string{"--offset", "100", file, dir}, 2, "want a multiple of 4096"},
 		"offset behind":    {[]string{"--offset", "1073741824", file, dir}, 2, "at most"},
-		"layer":            {[]string{layer, dir}, 1, "a layer cannot be mounted"},
+		"layer":            {[]string{of["layer"], dir}, 1, "a layer cannot be mounted"},
+		"chain":            {[]string{of["chain"], dir}, 1, "no such image or layer"},
 		"damaged":          {[]string{damaged, dir}, 1, "corrupt"},
 		"unsuitable":       {[]string{"--engine", "daxfs", "--engine", "erofs-dax", file, dir}, 1, "has no physical address"},
 		"missing":          {[]string{file + ".none", dir}, 1, "no such file"},

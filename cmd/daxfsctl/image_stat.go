@@ -12,19 +12,11 @@ func imageStatCommand() *cli.Command {
 		Name:      "stat",
 		Usage:     "show all about one file of an image",
 		ArgsUsage: "IMAGE PATH",
-		Action:    imageStat,
+		Action:    onImage(2, 2, imageStat),
 	}
 }
 
-func imageStat(c *cli.Context) error {
-	if err := arguments(c, 2, 2); err != nil {
-		return err
-	}
-	s, err := openSource(c, c.Args().First())
-	if err != nil {
-		return err
-	}
-	defer s.Close()
+func imageStat(c *cli.Context, s *source) error {
 	path := "/" + innerPath(c.Args().Get(1))
 	in, err := s.lookup(path, false)
 	if err != nil {

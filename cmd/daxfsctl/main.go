@@ -96,7 +96,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			{Name: "image", Usage: "look into one image, or mount it", Subcommands: []*cli.Command{
 				imageCheckCommand(), imageDumpCommand(), imageLsCommand(), imageCatCommand(),
 				imageStatCommand(), imageExtractCommand(), imageDiffCommand(),
-				imageMountCommand(), imageUnmountCommand(),
+				imageMountCommand(), imageUnmountCommand(), imageHandoffCommand(),
 			}},
 			{Name: "pool", Usage: "make the pool, look into it, and clean it up", Subcommands: []*cli.Command{
 				poolCreateCommand(), poolStatCommand(), poolLsCommand(), poolCheckCommand(), poolGCCommand(),

@@ -23,7 +23,7 @@ func poolCheckCommand() *cli.Command {
 			&cli.BoolFlag{Name: "data", Usage: "read all files too and compare their digests"},
 			containerdFlag(),
 		},
-		Action: poolCheck,
+		Action: onPool(poolCheck),
 	}
 }
 
@@ -61,19 +61,7 @@ type badRecord struct {
 	Names  []nameJSON `json:"containerd_images,omitempty"` // that need it
 }
 
-func poolCheck(c *cli.Context) error {
-	if err := arguments(c, 0, 0); err != nil {
-		return err
-	}
-	cfg, err := loadConfig(c)
-	if err != nil {
-		return err
-	}
-	pool, err := openPool(c.Context, cfg)
-	if err != nil {
-		return err
-	}
-	defer shut(pool)
+func poolCheck(c *cli.Context, cfg *config.Config, pool *daxmem.Pool) error {
 	opts := daxmem.CheckOptions{Data: c.Bool("data")}
 	bar := &progress{w: c.App.ErrWriter}
 	if term.IsTerminal(int(os.Stderr.Fd())) && !c.Bool("json") {

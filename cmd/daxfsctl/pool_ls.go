@@ -25,7 +25,7 @@ func poolLsCommand() *cli.Command {
 			&cli.BoolFlag{Name: "extents", Usage: "list every byte of the pool with its owner instead"},
 			containerdFlag(),
 		},
-		Action: poolLs,
+		Action: onPool(poolLs),
 	}
 }
 
@@ -69,19 +69,7 @@ type damagedJSON struct {
 	Reason string `json:"reason"`
 }
 
-func poolLs(c *cli.Context) error {
-	if err := arguments(c, 0, 0); err != nil {
-		return err
-	}
-	cfg, err := loadConfig(c)
-	if err != nil {
-		return err
-	}
-	pool, err := openPool(c.Context, cfg)
-	if err != nil {
-		return err
-	}
-	defer shut(pool)
+func poolLs(c *cli.Context, cfg *config.Config, pool *daxmem.Pool) error {
 	if c.Bool("extents") {
 		return poolOwners(c, pool)
 	}

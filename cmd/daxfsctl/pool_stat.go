@@ -14,7 +14,7 @@ func poolStatCommand() *cli.Command {
 	return &cli.Command{
 		Name:   "stat",
 		Usage:  "show the pool in numbers",
-		Action: poolStat,
+		Action: onPool(poolStat),
 	}
 }
 
@@ -57,19 +57,7 @@ type ownerJSON struct {
 	Command string `json:"command"`
 }
 
-func poolStat(c *cli.Context) error {
-	if err := arguments(c, 0, 0); err != nil {
-		return err
-	}
-	cfg, err := loadConfig(c)
-	if err != nil {
-		return err
-	}
-	pool, err := openPool(c.Context, cfg)
-	if err != nil {
-		return err
-	}
-	defer shut(pool)
+func poolStat(c *cli.Context, cfg *config.Config, pool *daxmem.Pool) error {
 	st, err := pool.Stat()
 	if err != nil {
 		return err

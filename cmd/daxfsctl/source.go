@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -167,7 +168,8 @@ func openPool(ctx context.Context, cfg *config.Config) (*daxmem.Pool, error) {
 
 // findRecord finds a record by the beginning of its key or by a chain ID.
 func findRecord(ctx context.Context, cfg *config.Config, pool *daxmem.Pool, spec string) (*daxmem.Record, error) {
-	records := pool.Records()
+	// A chain has no bytes of its own to look into.
+	records := slices.DeleteFunc(pool.Records(), func(r *daxmem.Record) bool { return r.Kind == daxmem.KindChain })
 	if chain, ok := strings.CutPrefix(spec, "sha256:"); ok {
 		return findChain(ctx, cfg, records, chain)
 	}

@@ -21,20 +21,7 @@ const suite = "bookworm"
 // do in the next lines of a Dockerfile.
 func makeDebian(ctx context.Context, m *maker) error {
 	tar := filepath.Join(m.work, "base.tar")
-	args := []string{
-		"--quiet", "--variant=minbase", "--mode=root",
-		"--dpkgopt=path-exclude=/usr/share/doc/*",
-		"--dpkgopt=path-exclude=/usr/share/man/*",
-		"--dpkgopt=path-exclude=/usr/share/info/*",
-		"--dpkgopt=path-exclude=/usr/share/locale/*",
-		suite, tar,
-	}
-	// A machine that has a mirror configured for this release wants it used.
-	const sources = "/etc/apt/sources.list.d/debian.sources"
-	if b, err := os.ReadFile(sources); err == nil && bytes.Contains(b, []byte("Suites: "+suite+" ")) {
-		args = append(args, sources)
-	}
-	if err := command(ctx, "mmdebstrap", args...); err != nil {
+	if err := Bootstrap(ctx, tar); err != nil {
 		return err
 	}
 	layer, err := m.addLayer(Gzip, func(w io.Writer) error {
@@ -73,6 +60,29 @@ mv /app/tool /app/tool-renamed
 touch -d 1999-12-31T23:59:59Z /app/data/only
 rm /usr/local/bin/setpriv-link`},
 	}, []string{"/bin/bash"})
+}
+
+// Bootstrap makes a minbase Debian without documentation and translations, with
+// the packages in addition, as the tar or directory target. It needs root,
+// mmdebstrap and a Debian mirror.
+func Bootstrap(ctx context.Context, target string, packages ...string) error {
+	args := []string{
+		"--quiet", "--variant=minbase", "--mode=root",
+		"--dpkgopt=path-exclude=/usr/share/doc/*",
+		"--dpkgopt=path-exclude=/usr/share/man/*",
+		"--dpkgopt=path-exclude=/usr/share/info/*",
+		"--dpkgopt=path-exclude=/usr/share/locale/*",
+	}
+	if len(packages) > 0 {
+		args = append(args, "--include="+strings.Join(packages, ","))
+	}
+	args = append(args, suite, target)
+	// A machine that has a mirror configured for this release wants it used.
+	const sources = "/etc/apt/sources.list.d/debian.sources"
+	if b, err := os.ReadFile(sources); err == nil && bytes.Contains(b, []byte("Suites: "+suite+" ")) {
+		args = append(args, sources)
+	}
+	return command(ctx, "mmdebstrap", args...)
 }
 
 // makePython: an interpreter, then compiled libraries, then an application with

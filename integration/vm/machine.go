@@ -43,6 +43,8 @@ type Machine struct {
 	Shared string
 	// Disk is a file of a raw disk image, /dev/vda in the guest; "" for none.
 	Disk string
+	// Args are further arguments of QEMU's.
+	Args []string
 }
 
 // defaultModules are what every guest loads if its kernel has them as modules.
@@ -117,6 +119,7 @@ func (m Machine) arguments() ([]string, error) {
 			"-drive", "file="+commas(m.Disk)+",if=none,format=raw,id=disk",
 			"-device", "virtio-blk-pci,drive=disk")
 	}
+	args = append(args, m.Args...)
 	memory := m.memory()
 	if m.Pool == "" {
 		return append(args, "-m", fmt.Sprintf("%dB", memory)), nil

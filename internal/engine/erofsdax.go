@@ -75,7 +75,7 @@ func (e *ErofsDax) mount(src Source, target string) (*Mount, error) {
 	if err := e.suits(src.Region); err != nil {
 		return nil, err
 	}
-	if err := selfContained(src); err != nil {
+	if err := SelfContained(src); err != nil {
 		return nil, err
 	}
 	pmem, err := os.Open(src.Region.Path())
@@ -118,10 +118,12 @@ func verifyDax(target string) error {
 	return nil
 }
 
-// selfContained reports whether no two inodes of an image, and no other image,
-// have the same bytes. On two inodes that map one page the kernel warns, and
-// loses count (fs/dax.c, dax_insert_entry).
-func selfContained(src Source) error {
+// SelfContained reports whether no two inodes of an image, and no other image,
+// have the same bytes, so that the kernel's EROFS can have it with DAX. On two
+// inodes that map one page the kernel warns, and loses count (fs/dax.c,
+// dax_insert_entry). The error wraps ErrUnsuitable where they have, or where the
+// image has no EROFS view.
+func SelfContained(src Source) error {
 	img, err := mkdaxfs.Open(io.NewSectionReader(src.Region, src.Offset, src.Size), src.Size)
 	if err != nil {
 		return err

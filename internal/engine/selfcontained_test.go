@@ -47,7 +47,7 @@ func buildImage(t *testing.T, opts mkdaxfs.BuildOptions, contents ...string) Sou
 
 func TestSelfContained(t *testing.T) {
 	contents := []string{"one", "same", "same", "", ""}
-	if err := selfContained(buildImage(t, mkdaxfs.BuildOptions{}, contents...)); err != nil {
+	if err := SelfContained(buildImage(t, mkdaxfs.BuildOptions{}, contents...)); err != nil {
 		t.Errorf("a self-contained image: %v", err)
 	}
 	for name, c := range map[string]struct {
@@ -63,7 +63,7 @@ func TestSelfContained(t *testing.T) {
 		if c.want != "" {
 			src = buildImage(t, c.opts, contents...)
 		}
-		err := selfContained(src)
+		err := SelfContained(src)
 		if err == nil || errors.Is(err, ErrUnsuitable) != (c.want != "") || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -82,7 +82,7 @@ func TestSelfContained(t *testing.T) {
 	if err := os.WriteFile(path, bytes.Join([][]byte{super, meta, make([]byte, 1<<20-len(super)-len(meta))}, nil), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := selfContained(Source{File(path), 0, 1 << 20}); !errors.Is(err, ErrUnsuitable) || !strings.Contains(err.Error(), "with others of its pool") {
+	if err := SelfContained(Source{File(path), 0, 1 << 20}); !errors.Is(err, ErrUnsuitable) || !strings.Contains(err.Error(), "with others of its pool") {
 		t.Errorf("an image of a pool: %v", err)
 	}
 }
