@@ -11,3 +11,10 @@ const (
 	// AddressVar is its physical address, as the guest's driver knows it.
 	AddressVar = "DAXFS_ENGINES_ADDRESS"
 )
+
+// Marker is what some tests leave in the memory, MarkerFromEnd bytes before its
+// end.
+const (
+	Marker        = "bytes of a layer"
+	MarkerFromEnd = 4096
+)
