@@ -101,18 +101,21 @@ func findDmaHeap(l Location) (*os.File, error) {
 		if err == nil {
 			err = unix.Fstat(int(f.Fd()), &st)
 		}
+		var size int64
+		if err == nil {
+			size, err = f.Seek(0, io.SeekEnd) // a dma-buf tells its size
+		}
 		if err != nil {
-			return nil, fmt.Errorf("take descriptor %d of process %d: %w", h.fd, h.pid, err)
+			return nil, errors.Join(fmt.Errorf("take descriptor %d of process %d: %w", h.fd, h.pid, err), closeAll(f, found))
 		}
-		size, err := f.Seek(0, io.SeekEnd)
-		if err != nil || size != l.Size || seen[st.Ino] || found != nil {
-			if err == nil && size == l.Size {
-				seen[st.Ino] = true
-			}
+		if size != l.Size || found != nil {
 			f.Close()
-			continue
+		} else {
+			found = f
 		}
-		seen[st.Ino], found = true, f
+		if size == l.Size {
+			seen[st.Ino] = true
+		}
 	}
 	switch len(seen) {
 	case 0:

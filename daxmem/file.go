@@ -20,10 +20,10 @@ type fileRegion struct {
 	memory bool // the file system keeps it in memory
 }
 
-func (r *fileRegion) ReadAt(b []byte, off int64) (int, error)  { return r.f.ReadAt(b, off) }
-func (r *fileRegion) Size() int64                              { return r.size.Load() }
-func (r *fileRegion) Fixed() bool                              { return false }
-func (r *fileRegion) Address() uint64                          { return 0 }
+func (r *fileRegion) ReadAt(b []byte, off int64) (int, error) { return r.f.ReadAt(b, off) }
+func (r *fileRegion) Size() int64                             { return r.size.Load() }
+func (r *fileRegion) Fixed() bool                             { return false }
+func (r *fileRegion) Address() uint64                         { return 0 }
 func (r *fileRegion) WriteAt(b []byte, off int64) (int, error) {
 	if r.ro {
 		return 0, errReadOnly(r)
@@ -47,9 +47,9 @@ func (r *fileRegion) Window(off, n int64, writable bool) (w Window, err error) {
 	return w, err
 }
 
-func (r *fileRegion) Kind() string                             { return KindFile }
-func (r *fileRegion) Path() string                             { return r.path }
-func (r *fileRegion) Close() error                             { return r.f.Close() }
+func (r *fileRegion) Kind() string { return KindFile }
+func (r *fileRegion) Path() string { return r.path }
+func (r *fileRegion) Close() error { return r.f.Close() }
 
 // Sync also drops the file's clean pages from the page cache: whoever mounts an
 // image has a copy of what it reads there, and one is enough. On tmpfs, where

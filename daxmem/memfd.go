@@ -65,7 +65,7 @@ func findMemfd(l Location, a access) (*os.File, error) {
 			err = unix.Fstat(int(f.Fd()), &st)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("open memfd %s: %w", h.path(), err)
+			return nil, errors.Join(fmt.Errorf("open memfd %s: %w", h.path(), err), closeAll(f, found))
 		}
 		if int(st.Uid) != os.Geteuid() || seen[st.Ino] {
 			f.Close()
@@ -99,6 +99,20 @@ func findMemfd(l Location, a access) (*os.File, error) {
 // memfdSeals keep the size, which mappings rely on and udmabuf asks for.
 const memfdSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 
+// fallocateStep is how much is allocated by one system call.
+const fallocateStep = 64 << 20
+
+// closeAll closes those files that are open.
+func closeAll(files ...*os.File) error {
+	var errs []error
+	for _, f := range files {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // newMemfd makes the memory, all of it: without a free page a store through the
 // mapping would be a signal, fallocate is ENOSPC.
 func newMemfd(l Location) (*os.File, error) {
@@ -107,7 +121,12 @@ func newMemfd(l Location) (*os.File, error) {
 		return nil, fmt.Errorf("make memfd %s: %w", l.Name, err)
 	}
 	f := os.NewFile(uintptr(fd), "memfd "+l.Name)
-	if err = unix.Fallocate(fd, 0, 0, l.Size); err == nil {
+	for off := int64(0); off < l.Size && err == nil; off += fallocateStep {
+		for err = unix.EINTR; errors.Is(err, unix.EINTR); { // which undoes the step
+			err = unix.Fallocate(fd, 0, off, min(fallocateStep, l.Size-off))
+		}
+	}
+	if err == nil {
 		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, memfdSeals|unix.F_SEAL_SEAL)
 	}
 	if err != nil {
