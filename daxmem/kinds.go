@@ -61,7 +61,7 @@ func Kinds() []KindInfo {
 			Kind: KindDevdax, Form: "/dev/daxX.Y", Address: true, Atomic: true,
 			Parts:  "the whole device; daxctl makes more",
 			KeptBy: "the device", Reboot: "pmem: all that was synced; CXL and other RAM: a reboot as far as firmware leaves it, no loss of power",
-			Tested: "by fake sysfs",
+			Tested: "pmem in guests; other memory by fake sysfs",
 		},
 		{
 			Kind: KindPmem, Form: "/dev/pmemN", Address: true, BlockDevice: true,

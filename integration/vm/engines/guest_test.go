@@ -109,10 +109,18 @@ func TestRegions(t *testing.T) {
 			t.Skip("one kernel is enough in short")
 		}
 		pool := vm.TempPool(t, poolSize)
-		t.Run("ivshmem and descriptors", func(t *testing.T) {
-			g := vm.Start(t, vm.Machine{Kernel: k, Ivshmem: pool, Daxfs: true, Memory: 2 * gib})
-			runInside(t, g, "memfd:size=64MiB", binary, "-test.v", "-test.run", "^TestMemfd")
-			runInside(t, g, "dma-heap:system,size=64MiB", binary, "-test.v", "-test.run", "^TestDmaHeap")
+		t.Run("names, descriptors, ivshmem", func(t *testing.T) {
+			g := vm.Start(t, vm.Machine{
+				Kernel: k, Ivshmem: pool, Daxfs: true, Memory: 2 * gib,
+				Append: fmt.Sprintf("memmap=%d$%#x", inside.ReservedSize, inside.ReservedAt),
+			})
+			runInside(t, g, fmt.Sprintf("phys:Reserved,size=%d", inside.ReservedSize), binary, "-test.v", "-test.run", "^TestNamedPhys$")
+			if k.Name == "6.1" {
+				t.Log("Debian's 6.1 has neither udmabuf nor DMA heaps")
+			} else {
+				runInside(t, g, "memfd:size=64MiB", binary, "-test.v", "-test.run", "^TestMemfd")
+				runInside(t, g, "dma-heap:system,size=64MiB", binary, "-test.v", "-test.run", "^TestDmaHeap")
+			}
 			id := g.MustRun(t, "sh", "-c", "cd /sys/bus/pci/devices && basename $(dirname $(grep -lx 0x1110 */device))")
 			device := "ivshmem:" + strings.TrimSpace(id)
 			runInside(t, g, device, binary, "-test.v", "-test.run", "^TestIvshmem", "-test.skip", "Gone")

@@ -18,3 +18,9 @@ const (
 	Marker        = "bytes of a layer"
 	MarkerFromEnd = 4096
 )
+
+// Reserved RAM of guests that have some, bytes.
+const (
+	ReservedAt   = 0x30000000
+	ReservedSize = 64 << 20
+)

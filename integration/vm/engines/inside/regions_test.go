@@ -37,6 +37,23 @@ func regionInfo(t *testing.T, kind string) daxmem.KindInfo {
 	return info
 }
 
+// Reserved RAM, found by its name and size among other resources of that name.
+func TestNamedPhys(t *testing.T) {
+	iomem, err := os.ReadFile("/proc/iomem")
+	must(t, err)
+	if n := strings.Count(string(iomem), " : Reserved\n"); n < 2 {
+		t.Errorf("%d resources are reserved, which makes it easy:\n%s", n, iomem)
+	}
+	regionInfo(t, daxmem.KindPhys)
+	address = ReservedAt
+	testOwner(t)
+	r := start(t, daxmem.Options{})
+	if r.engine != "daxfs" {
+		t.Fatalf("engine %s: %+v", r.engine, r.probes)
+	}
+	r.images("0x64617835", true)
+}
+
 // The memory of an ivshmem device: the whole way with our module.
 func TestIvshmemDaxfs(t *testing.T) {
 	regionInfo(t, daxmem.KindIvshmem)
@@ -56,15 +73,14 @@ func TestIvshmemOwner(t *testing.T) {
 	testOwner(t)
 }
 
-// The device is gone while the pool is open: an error, and no signal. What is
-// mapped may stay as it was.
+// The device is gone while the region is open: what is mapped stays as it was, or
+// is an error, and never a signal.
 func TestIvshmemGone(t *testing.T) {
 	r := newMarked(t)
 	dir := filepath.Join("/sys/bus/pci/devices", strings.TrimPrefix(location, "ivshmem:"))
 	must(t, os.WriteFile(filepath.Join(dir, "remove"), []byte("1"), 0))
 	b := make([]byte, 1<<20)
 	_, err := r.ReadAt(b, 0)
-	t.Logf("read from a device that was removed: %v", err)
 	if err != nil && !errors.Is(err, daxmem.ErrFault) {
 		t.Errorf("%v", err)
 	}
@@ -121,21 +137,33 @@ func TestDevdaxPool(t *testing.T) {
 	must(t, p.Close())
 }
 
-// Which engine can mount from a DAX device is a matter of its alignment: pages
-// that the driver has made as compounds of 2 MiB are not for our module.
-func TestDevdaxEngine(t *testing.T) {
+// Whether our module can mount from a DAX device is a matter of its alignment:
+// pages that the driver has made as compounds of 2 MiB are not for it.
+func TestDevdaxDaxfs(t *testing.T) {
+	align, err := os.ReadFile(filepath.Join("/sys/bus/dax/devices", filepath.Base(location), "align"))
+	must(t, err)
+	if string(align) == "4096\n" {
+		r := start(t, daxmem.Options{})
+		address = r.pool.Region().Address()
+		if r.engine != "daxfs" || r.probe("daxfs").Method != "phys" {
+			t.Fatalf("engine %s: %+v", r.engine, r.probes)
+		}
+		r.images("0x64617835", true)
+		return
+	}
+	if p := probeDaxfs(t); p.Answer != engine.No || !strings.Contains(p.Reason, "a driver owns a part of it") {
+		t.Errorf("%+v", p)
+	}
+}
+
+// probeDaxfs asks the engine of our module about a new pool.
+func probeDaxfs(t *testing.T) engine.Probe {
+	t.Helper()
 	newPool(t, daxmem.Options{})
 	p, err := daxmem.OpenOrCreate(bg, location, daxmem.Options{MaxSize: 1 << 40})
 	must(t, err)
 	defer p.Close()
-	pool := engine.Pool{Region: p.Region(), Shared: true, Trial: engine.Lend(p.Region(), p.Lend)}
-	_, probes, err := engine.Select(bg, nil, pool)
-	for _, p := range probes {
-		t.Logf("%s: %v by %q, %s; %s", p.Engine, p.Answer, p.Method, p.Reason, p.Remedy)
-	}
-	if err != nil && !errors.Is(err, engine.ErrNoEngine) {
-		t.Error(err)
-	}
+	return (&engine.Daxfs{}).Probe(bg, engine.Pool{Region: p.Region(), Shared: true, Trial: engine.Lend(p.Region(), p.Lend)})
 }
 
 // TestDevdaxMark leaves a pool for TestPhysAfterDevdax.
@@ -145,7 +173,33 @@ func TestDevdaxMark(t *testing.T) {
 	must(t, r.Close())
 }
 
-// What was written by way of the DAX device is at its physical address.
+// The driver is unbound under a region that is open: what needs the memory gets
+// an error, in the region and in a window, and no signal.
+func TestDevdaxGone(t *testing.T) {
+	r, err := daxmem.OpenRegion(location)
+	must(t, err)
+	w, err := r.Window(0, 4096, true)
+	must(t, err)
+	_, err = w.Load(0)
+	must(t, err)
+	must(t, os.WriteFile("/sys/bus/dax/drivers/device_dax/unbind", []byte(filepath.Base(location)), 0))
+	if _, err := r.ReadAt(make([]byte, 1<<20), 4<<20); !errors.Is(err, daxmem.ErrFault) {
+		t.Errorf("read: %v", err)
+	}
+	if err := w.Store(0, 1); !errors.Is(err, daxmem.ErrFault) {
+		t.Errorf("store: %v", err)
+	}
+	must(t, w.Close())
+	must(t, r.Close())
+	if _, err := daxmem.OpenRegion(location); err == nil {
+		t.Error("opened again")
+	} else {
+		t.Log(err)
+	}
+}
+
+// What was written by way of the DAX device is at its physical address, where our
+// module mounts it once the driver has let go.
 func TestPhysAfterDevdax(t *testing.T) {
 	r, err := daxmem.OpenRegion(location)
 	must(t, err)
@@ -157,11 +211,13 @@ func TestPhysAfterDevdax(t *testing.T) {
 	p, err := daxmem.OpenOrCreate(bg, location, daxmem.Options{MaxSize: 1 << 40})
 	must(t, err)
 	must(t, p.Close())
+	if p := probeDaxfs(t); p.Answer != engine.Yes || p.Method != "phys" {
+		t.Errorf("%+v", p)
+	}
 }
 
 // The memory of a memfd, mounted by descriptor.
 func TestMemfdDaxfs(t *testing.T) {
-	needs(t, "/dev/udmabuf")
 	const limit = "/sys/module/udmabuf/parameters/size_limit_mb"
 	if b, err := os.ReadFile(limit); err == nil && string(bytes.TrimSpace(b)) == "64" {
 		r, err := daxmem.OpenRegion("memfd:large,size=128MiB")
@@ -179,15 +235,7 @@ func TestMemfdDaxfs(t *testing.T) {
 
 // The memory of a heap, mounted by descriptor.
 func TestDmaHeapDaxfs(t *testing.T) {
-	needs(t, "/dev/dma_heap/system")
 	testDescriptor(t, daxmem.KindDmaHeap)
-}
-
-func needs(t *testing.T, device string) {
-	t.Helper()
-	if _, err := os.Stat(device); errors.Is(err, os.ErrNotExist) {
-		t.Skipf("the kernel has no %s", device)
-	}
 }
 
 // testDescriptor drives a snapshotter on memory that lives with a descriptor:
@@ -218,12 +266,12 @@ func testDescriptor(t *testing.T, kind string) {
 			}
 		}
 	}
+	if grown := cached(t) - before; grown > int64(len(base["large"]))/2 {
+		t.Errorf("the page cache grew by %d bytes", grown)
+	}
 	merged := r.overlay("c1")
 	if out := run(t, merged+"/bin/tool", merged+"/etc"); out != "base\nname\n" {
 		t.Errorf("a program from an image wrote %q", out)
-	}
-	if grown := cached(t) - before; grown > int64(len(base["large"]))/2 {
-		t.Errorf("the page cache grew by %d bytes", grown)
 	}
 	// What is removed and written again does not change what is mounted, and is
 	// itself right: the pages are the same ones for all.
