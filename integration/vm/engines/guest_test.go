@@ -146,7 +146,7 @@ func TestRegions(t *testing.T) {
 				sys := "/sys/bus/dax/devices/" + filepath.Base(device)
 				location := "phys:" + strings.TrimSpace(g.MustRun(t, "cat", sys+"/resource")) + ",size=" + strings.TrimSpace(g.MustRun(t, "cat", sys+"/size"))
 				g.MustRun(t, "sh", "-e", "-c", "cd /sys/bus/nd/drivers/dax_pmem; for d in dax*; do echo $d > unbind; echo > /sys/bus/nd/devices/$d/namespace; done")
-				runInside(t, g, location, binary, "-test.v", "-test.run", "^TestPhysAfterDevdax$")
+				runInside(t, g, location, binary, "-test.v", "-test.run", "^TestAfterDevdax$")
 			}
 		})
 	})

@@ -167,7 +167,7 @@ func probeDaxfs(t *testing.T) engine.Probe {
 	return (&engine.Daxfs{}).Probe(bg, engine.Pool{Region: p.Region(), Shared: true, Trial: engine.Lend(p.Region(), p.Lend)})
 }
 
-// TestDevdaxMark leaves a pool for TestPhysAfterDevdax.
+// TestDevdaxMark leaves a pool for TestAfterDevdax.
 func TestDevdaxMark(t *testing.T) {
 	r := newMarked(t)
 	must(t, r.Sync())
@@ -201,7 +201,7 @@ func TestDevdaxGone(t *testing.T) {
 
 // What was written by way of the DAX device is at its physical address, where our
 // module mounts it once the driver has let go.
-func TestPhysAfterDevdax(t *testing.T) {
+func TestAfterDevdax(t *testing.T) {
 	r, err := daxmem.OpenRegion(location)
 	must(t, err)
 	b := make([]byte, len(Marker))
