@@ -76,10 +76,17 @@ func (p *Pool) giveBack(ctx context.Context, off int64) {
 func (p *Pool) release(ctx context.Context, spans []span) {
 	bad := map[span]bool{}
 	for _, run := range merge(spans) {
-		if err := p.region.Punch(run.off, run.size); err != nil {
+		err := p.mayWrite() // else it may be another owner's data by now
+		if err == nil {
+			err = p.region.Punch(run.off, run.size)
+		}
+		if err != nil {
 			log.G(ctx).WithError(err).WithField("offset", run.off).WithField("size", run.size).Error("give space back to the region")
 			bad[run] = true
 		}
+	}
+	if len(spans) > 0 {
+		step(stepSpaceGivenBack)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

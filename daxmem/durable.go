@@ -126,17 +126,25 @@ func (p *Pool) syncOnce() error {
 		p.fail(err)
 		return p.syncErr
 	}
+	step(stepRegionSynced)
 	var spans []span
 	for _, t := range limbo {
 		spans = append(spans, t.spans...)
 	}
 	for _, run := range merge(spans) {
-		if err := p.region.Punch(run.off, run.size); err != nil {
+		err := p.mayWrite()
+		if err == nil {
+			err = p.region.Punch(run.off, run.size)
+		}
+		if err != nil {
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			p.fail(err)
 			return p.syncErr
 		}
+	}
+	if len(spans) > 0 {
+		step(stepSpacePunched)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -148,7 +156,9 @@ func (p *Pool) syncOnce() error {
 			p.fail(err)
 			return p.syncErr
 		}
-		p.avail = append(p.avail, t.rec.slot)
+		if !p.withheld[t.rec.slot] {
+			p.avail = append(p.avail, t.rec.slot)
+		}
 	}
 	for _, run := range merge(spans) {
 		p.alloc.Free(run.off, run.size)
@@ -163,6 +173,7 @@ func (p *Pool) syncOnce() error {
 			return p.syncErr
 		}
 		delete(p.pending, r)
+		step(stepRecordDurable)
 	}
 	return nil
 }
@@ -174,13 +185,26 @@ func (p *Pool) setFlags(e *entry, slot int, flags uint32) error {
 	now.flags = flags
 	ok, err := p.w.CompareAndSwap(slotOffset(slot)+8, old, now.flagWord())
 	if err == nil && !ok {
-		err = corruptf("they are not %#x any more", e.flags)
+		err = p.sameFlags(slot, now.flagWord())
 	}
 	if err != nil {
 		return fmt.Errorf("write flags of catalog record %d: %w", slot, err)
 	}
 	e.flags = flags
 	return nil
+}
+
+// sameFlags tells why flags are not what they were: another owner, damage, or
+// nil when they are what they shall be, by the last write of a former owner.
+func (p *Pool) sameFlags(slot int, want uint64) error {
+	if err := p.mayWrite(); err != nil {
+		return err
+	}
+	there, err := p.w.Load(slotOffset(slot) + 8)
+	if err == nil && there != want {
+		err = corruptf("flags are %#x, want %#x", uint32(there), uint32(want))
+	}
+	return err
 }
 
 // fail records that the medium's state is not known any more: after a failed

@@ -123,12 +123,12 @@ func (imp *Import) stream(ctx context.Context, r io.Reader, w row) (d [32]byte, 
 		if err := ctx.Err(); err != nil {
 			return d, err
 		}
-		if err := imp.p.mayWrite(); err != nil {
-			return d, err
-		}
 		b := (*buf)[:min(chunkSize, w.size-at)]
 		if err := readFull(r, b); err != nil {
 			return d, fmt.Errorf("at %d: %w", at, err)
+		}
+		if err := imp.p.mayWrite(); err != nil {
+			return d, err
 		}
 		// Hashing and copying take about as long as each other.
 		go func() {
@@ -181,6 +181,7 @@ func (imp *Import) holdLocked(w row) (row, bool, error) {
 // enter puts a written extent into the books, unless another import was faster
 // with the same content: then ours is given back.
 func (imp *Import) enter(ctx context.Context, w row) (row, error) {
+	step(stepExtentWritten)
 	p := imp.p
 	p.mu.Lock()
 	known, ok, err := imp.holdLocked(w)

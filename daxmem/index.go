@@ -86,6 +86,7 @@ func (ix *index) remove(copy, slot int, kind Kind, key [32]byte) error {
 		if err == nil {
 			err = ix.w.Store(at, next)
 		}
+		step(stepRecordSkipped)
 		// Only now: who reads this number from here on cannot meet the record.
 		var moves uint64
 		if err == nil {
@@ -116,6 +117,14 @@ func (ix *index) find(kind Kind, key [32]byte, match func(slot int) (bool, error
 		moves, err := ix.w.Load(ix.g.moves(copy))
 		if err != nil {
 			return false, windowError("search index", err)
+		}
+		// A copy that does not count any more may be half built, and count again
+		// in the end, with this number.
+		if ow, err = loadOwnerWord(ix.w); err != nil {
+			return false, err
+		}
+		if ow.copy() != copy {
+			continue
 		}
 		found, whole, err := ix.walk(copy, head, match)
 		if found || err != nil {

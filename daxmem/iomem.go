@@ -109,8 +109,8 @@ func (r *resource) free() bool {
 	return true
 }
 
-// named are the resources called name.
-func named(all []*resource, name string) []*resource {
+// resourcesNamed are the resources called name.
+func resourcesNamed(all []*resource, name string) []*resource {
 	var out []*resource
 	for _, r := range all {
 		if r.name == name {
@@ -127,7 +127,7 @@ func findNamed(all []*resource, l Location) (Location, error) {
 	if hidden(all) {
 		return Location{}, fmt.Errorf("/proc/iomem shows no addresses to this process: %w", os.ErrPermission)
 	}
-	list := named(all, l.Name)
+	list := resourcesNamed(all, l.Name)
 	if len(list) == 0 {
 		return Location{}, fmt.Errorf("/proc/iomem has no %q: %w", l.Name, ErrNoMemory)
 	}

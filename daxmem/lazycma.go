@@ -86,7 +86,7 @@ func findLazyCMA(all []*resource, l Location) (Location, error) {
 	}
 	var fit []Location
 	var seen []string
-	for _, r := range named(all, l.Name) {
+	for _, r := range resourcesNamed(all, l.Name) {
 		seen = append(seen, r.String())
 		if size := int64(r.to - r.from + 1); r.free() && (l.Size == 0 || l.Size == size) {
 			fit = append(fit, Location{Address: r.from, Size: size})

@@ -54,6 +54,9 @@ const (
 	outcomeWorking = 1
 	outcomeDone    = 2
 	outcomeFailed  = 3
+
+	// requestOpen in a number: the request is being written.
+	requestOpen = 1 << 63
 )
 
 // ErrNoOwner: nobody answers requests.
@@ -112,17 +115,27 @@ func (r *Reader) ask(ctx context.Context, body []byte) error {
 	}
 	at := g.seat(s.number) + seatRequest
 	number, err := s.w.Load(at)
+	// Numbers of former holders of the seat, which may have been answered, are
+	// others.
+	if number &^= requestOpen; number>>32 != s.word.generation()&(1<<31-1) {
+		number = s.word.generation() & (1<<31 - 1) << 32
+	}
 	if err == nil {
+		err = s.w.Store(at, number|requestOpen)
+	}
+	if err == nil {
+		step(stepRequestOpened)
 		_, err = s.w.WriteAt(body, at+requestBody)
 	}
 	if err == nil {
-		step("request written")
+		step(stepRequestWritten)
 		number++
 		err = s.w.Store(at, number)
 	}
 	if err != nil {
 		return windowError("write request", err)
 	}
+	step(stepRequestSent)
 	alive := newPulse(r)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		outcome, text, err := readReply(r.w, g, s.number, number)
@@ -254,7 +267,7 @@ func (p *Pool) nextRequest(n int) (number uint64, q *Request, err error) {
 		return 0, nil, err
 	}
 	at := g.seat(n) + seatRequest
-	if number, err = p.w.Load(at); err != nil || number == 0 {
+	if number, err = p.w.Load(at); err != nil || number == 0 || number&requestOpen != 0 {
 		return 0, nil, windowError("read request", err)
 	}
 	outcome, _, err := readReply(p.w, g, n, number)
@@ -263,6 +276,9 @@ func (p *Pool) nextRequest(n int) (number uint64, q *Request, err error) {
 	}
 	b := make([]byte, requestSize-requestBody)
 	if _, err := p.w.ReadAt(b, at+requestBody); err != nil {
+		return 0, nil, windowError("read request", err)
+	}
+	if now, err := p.w.Load(at); err != nil || now != number {
 		return 0, nil, windowError("read request", err)
 	}
 	if q, err = decodeRequest(b); err != nil {
@@ -284,7 +300,7 @@ func (p *Pool) answer(ctx context.Context, n int, number uint64, q *Request, han
 		log.L.WithError(err).WithField("seat", n).Error("write reply")
 		return
 	}
-	step("request taken")
+	step(stepRequestTaken)
 	outcome, text := uint64(outcomeDone), ""
 	if q == nil {
 		outcome, text = outcomeFailed, "the request makes no sense"
@@ -294,13 +310,18 @@ func (p *Pool) answer(ctx context.Context, n int, number uint64, q *Request, han
 		}
 		outcome, text = outcomeFailed, err.Error()
 	}
+	if err := p.mayWrite(); err != nil {
+		return // a later owner does it again
+	}
 	text = text[:min(len(text), maxReplyText)]
 	_, err = p.w.WriteAt([]byte(text), at+replyText)
 	if err == nil {
-		step("before reply")
+		step(stepBeforeReply)
 		err = p.w.Store(at+replyOutcome, outcome|uint64(len(text))<<32)
 	}
 	if err != nil {
 		log.L.WithError(err).WithField("seat", n).Error("write reply")
+		return
 	}
+	step(stepReplyWritten)
 }

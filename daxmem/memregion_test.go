@@ -123,9 +123,9 @@ func (m *memRegion) Grow(size int64) error {
 	m.mem = append(m.mem, make([]byte, size-int64(len(m.mem)))...)
 	return nil
 }
-func (m *memRegion) Size() int64               { return int64(len(m.mem)) }
-func (m *memRegion) Private() bool             { return true }
-func (m *memRegion) Persistent() bool          { return true }
+func (m *memRegion) Size() int64      { return int64(len(m.mem)) }
+func (m *memRegion) Private() bool    { return true }
+func (m *memRegion) Persistent() bool { return true }
 func (m *memRegion) Window(off, n int64, writable bool) (Window, error) {
 	return &directWindow{ReaderAt: m, WriterAt: m}, nil
 }

@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
-
 )
 
 // Create writes an empty pool over all of region and opens it. A region that
@@ -188,11 +188,16 @@ func open(ctx context.Context, region Region, opts Options, ro bool) (*Pool, err
 func openWith(ctx context.Context, region Region, w Window, sup *super, own *owner, opts Options, boot [16]byte, ro bool) (*Pool, error) {
 	p := &Pool{
 		region: region, opts: opts, ro: ro, w: w, ix: newIndex(w, &sup.geometry, sup.uuid),
-		imports: map[*Import]struct{}{}, inflight: map[int64]int64{}, pending: map[*record]struct{}{},
+		imports: map[*Import]struct{}{}, inflight: map[int64]int64{}, pending: map[*record]struct{}{}, withheld: map[int]bool{},
 		syncs: make(chan struct{}, 1), kick: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	if !ro {
-		if err := p.acquire(sup, boot); err != nil {
+		if err := p.acquire(sup, own, boot); err != nil {
+			return nil, err
+		}
+		// Only now it is nobody else's.
+		var err error
+		if _, own, err = readSuper(region); err != nil {
 			return nil, err
 		}
 	}
@@ -206,6 +211,7 @@ func openWith(ctx context.Context, region Region, w Window, sup *super, own *own
 			if err := region.Sync(); err != nil {
 				return nil, err
 			}
+			step(stepRegionGrown)
 		}
 		size = want
 	}
@@ -217,6 +223,7 @@ func openWith(ctx context.Context, region Region, w Window, sup *super, own *own
 		return nil, err
 	}
 	p.books, p.own, p.limit = l.books, *own, size
+	p.avail = slices.DeleteFunc(p.avail, func(slot int) bool { return p.withheld[slot] })
 	if ro {
 		return p, nil
 	}

@@ -9,9 +9,9 @@ import (
 
 // acquire takes a seat and the right to change the pool, which p.ow says from
 // then on. The index that counts is still the former owner's: see serve.
-func (p *Pool) acquire(sup *super, boot [16]byte) error {
+func (p *Pool) acquire(sup *super, own *owner, boot [16]byte) error {
 	g := &sup.geometry
-	id := Identity{Boot: boot, Instance: p.opts.Instance, Holder: clip(p.opts.Holder, identityText)}
+	id := Identity{Boot: boot, Instance: p.opts.Instance, Holder: HolderName(p.opts.Holder)}
 	// In a private region whoever else was there went with an earlier boot.
 	alone := p.region.Private()
 	former, err := loadOwnerWord(p.w)
@@ -26,20 +26,29 @@ func (p *Pool) acquire(sup *super, boot [16]byte) error {
 	if former.state() != ownedByNobody && holder.Boot != boot && !gone {
 		return fmt.Errorf("the pool is %v, %v, last heard of %v; if that kernel is gone, evict its seat: %w", former, holder, holder.Heartbeat.Format(time.RFC3339), ErrOwned)
 	}
-	if p.seat, err = claimSeat(p.w, g, id, p.opts.seat(), alone); err != nil {
+	fixed := p.opts.seat()
+	if fixed < 0 && !p.w.Atomic() {
+		fixed = 0 // the owner's, where seats are given by configuration
+	}
+	if p.seat, err = claimSeat(p.w, g, id, fixed, alone); err != nil {
 		return err
 	}
-	step("seat taken")
+	step(stepSeatTaken)
 	fence := former.fence()
-	if former.state() == ownedByNobody || holder.Boot == boot && there || alone {
+	if former.state() == ownedByNobody || alone || former.state() == owned && there && holder.Boot == boot && own.boot == boot {
 		// The former owner has let go, or its process has ended: the region's
-		// lock is ours.
-		return p.swapOwner(former, makeOwnerWord(owned, p.seat.number, former.copy(), fence))
+		// lock is ours. A takeover that was cut short is begun again; and who
+		// sits in the owner's seat need not have been the owner.
+		if err := p.swapOwner(former, makeOwnerWord(owned, p.seat.number, former.copy(), fence)); err != nil {
+			return err
+		}
+		step(stepPoolAcquired)
+		return nil
 	}
 	if err := p.swapOwner(former, makeOwnerWord(beingTaken, p.seat.number, former.copy(), fence+1)); err != nil {
 		return err
 	}
-	step("takeover begun")
+	step(stepTakeoverBegun)
 	return p.fenceWords(g)
 }
 
@@ -57,7 +66,8 @@ func (p *Pool) swapOwner(old, now ownerWord) error {
 }
 
 // fenceWords gives every state word the new fence, so that what the former owner
-// may still do fails.
+// may still do fails. Slots whose payload it may be writing at this moment are
+// not used by this owner.
 func (p *Pool) fenceWords(g *geometry) error {
 	for slot := range g.records {
 		for {
@@ -70,11 +80,14 @@ func (p *Pool) fenceWords(g *geometry) error {
 				return windowError("fence catalog", err)
 			}
 			if ok {
+				if st := word(v).state(); st != stateFree && st != stateLive {
+					p.withheld[slot] = true
+				}
 				break
 			}
 		}
 	}
-	step("catalog fenced")
+	step(stepCatalogFenced)
 	return nil
 }
 
@@ -84,11 +97,11 @@ func (p *Pool) serve() error {
 	if err := p.ix.build(copy, p.indexed()); err != nil {
 		return err
 	}
-	step("index built")
+	step(stepIndexBuilt)
 	if err := p.swapOwner(p.ow, makeOwnerWord(owned, p.seat.number, copy, p.ow.fence())); err != nil {
 		return err
 	}
-	step("pool owned")
+	step(stepPoolOwned)
 	return nil
 }
 
@@ -141,5 +154,6 @@ func (p *Pool) disown() error {
 	if err := p.swapOwner(p.ow, makeOwnerWord(ownedByNobody, p.seat.number, p.ow.copy(), p.ow.fence())); err != nil {
 		return err
 	}
+	step(stepPoolDisowned)
 	return p.seat.leave()
 }

@@ -43,13 +43,17 @@ func (s *seat) pin(slot int, still func() (bool, error)) (ok bool, err error) {
 	if err := s.set(slot, true); err != nil {
 		return false, err
 	}
-	step("pin set")
+	step(stepPinSet)
 	// The pin is stored, and only then the record is looked at: either this
 	// sees that it is being removed, or who removes it sees the pin.
 	if ok, err = still(); ok && err == nil {
 		err = s.check()
 	}
 	if !ok || err != nil {
+		// A seat that is somebody else's by now is not touched.
+		if cerr := s.check(); cerr != nil {
+			return false, cerr
+		}
 		if s.counts[slot] == 0 {
 			if serr := s.set(slot, false); err == nil {
 				err = serr
@@ -57,6 +61,7 @@ func (s *seat) pin(slot int, still func() (bool, error)) (ok bool, err error) {
 		}
 		return false, err
 	}
+	step(stepPinChecked)
 	if s.counts == nil {
 		s.counts = make(map[int]int)
 	}
@@ -77,8 +82,12 @@ func (s *seat) unpin(slot int) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	step("before unpin")
-	return s.set(slot, false)
+	step(stepBeforeUnpin)
+	if err := s.set(slot, false); err != nil {
+		return err
+	}
+	step(stepPinCleared)
+	return nil
 }
 
 // set changes the bit of a record. Caller holds mu.
@@ -142,7 +151,11 @@ func (s *seat) leave() error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	return swapSeat(s.w, s.g, s.number, s.word, makeSeatWord(seatFree, s.word.generation()))
+	if err := swapSeat(s.w, s.g, s.number, s.word, makeSeatWord(seatFree, s.word.generation())); err != nil {
+		return err
+	}
+	step(stepSeatLeft)
+	return nil
 }
 
 // beat tells people that this kernel is there.

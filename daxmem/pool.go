@@ -48,8 +48,8 @@ type Options struct {
 	bootID func() ([16]byte, error)
 }
 
-// clip returns the last n bytes of s.
-func clip(s string, n int) string { return s[max(0, len(s)-n):] }
+// HolderName is what a seat has of Options.Holder.
+func HolderName(holder string) string { return holder[max(0, len(holder)-identityText):] }
 
 func (opts Options) seat() int {
 	if opts.Seat == nil {
@@ -91,6 +91,7 @@ type Pool struct {
 	lost     []span               // could not be zeroed, so never given out again
 	pending  map[*record]struct{} // published, not yet durable
 	limbo    []retired            // removed, not yet reusable; oldest first
+	withheld map[int]bool         // slots that a former owner may still write
 
 	ops    sync.WaitGroup // running calls that use the region
 	syncs  chan struct{}  // one token: the right to run syncOnce
@@ -100,6 +101,9 @@ type Pool struct {
 }
 
 func (p *Pool) writeOwner() error {
+	if err := p.mayWrite(); err != nil {
+		return err
+	}
 	p.own.seq++
 	if _, err := p.region.WriteAt(p.own.encode(), p.own.offset()); err != nil {
 		return fmt.Errorf("write superblock: %w", err)
@@ -132,11 +136,18 @@ func (p *Pool) swapWord(r *record, now word) error {
 
 // clearSlot makes a slot FREE on the medium; the generation stays.
 func (p *Pool) clearSlot(r *record) error {
+	if err := p.mayWrite(); err != nil {
+		return err
+	}
 	if _, err := p.w.WriteAt(make([]byte, recordSize-8), slotOffset(r.slot)+8); err != nil {
 		return fmt.Errorf("clear catalog record %d: %w", r.slot, err)
 	}
-	step("record cleared")
-	return p.swapWord(r, makeWord(stateFree, 0, r.word.generation(), p.ow.fence()))
+	step(stepRecordCleared)
+	if err := p.swapWord(r, makeWord(stateFree, 0, r.word.generation(), p.ow.fence())); err != nil {
+		return err
+	}
+	step(stepRecordFree)
+	return nil
 }
 
 // mayWrite reports ErrFenced when another kernel has taken the pool over.
@@ -194,10 +205,12 @@ func (p *Pool) finish() error {
 	if len(p.lost) > 0 {
 		return nil // free space is not all zero: not clean
 	}
+	step(stepBeforeClean)
 	p.own.state = ownerClean
 	if err := p.writeOwner(); err != nil {
 		return err
 	}
+	step(stepPoolClean)
 	return p.region.Sync()
 }
 

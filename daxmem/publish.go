@@ -62,6 +62,9 @@ func (p *Pool) fill(d *draft, kind Kind, build BuildFunc) error {
 		return err
 	}
 	d.digest = hashBytes(b)
+	if err := p.mayWrite(); err != nil {
+		return err
+	}
 	if err := writeSparse(p.region, b, d.off); err != nil {
 		return p.writeFailed("segment", d.size, err)
 	}
@@ -123,30 +126,33 @@ func (p *Pool) commit(d *draft, r *record, kind Kind, key [32]byte, meta RecordM
 // store writes a record and makes it LIVE. After an error it is not LIVE, or
 // the pool has failed.
 func (p *Pool) store(r *record) error {
-	step("segment written")
+	step(stepSegmentWritten)
 	if err := p.swapWord(r, r.word); err != nil { // from FREE
 		return err
 	}
-	step("record taken")
+	step(stepRecordTaken)
 	tried := false
 	_, err := p.w.WriteAt(r.encode()[8:], slotOffset(r.slot)+8)
 	if err == nil {
-		step("payload written")
+		step(stepPayloadWritten)
 		err = p.ix.insert(p.ow.copy(), r.slot, r.word.kind(), r.key)
 	}
 	if err == nil {
-		step("record indexed")
+		step(stepRecordIndexed)
 		tried = true
 		err = p.writeWord(r, stateLive)
 	}
 	switch {
 	case err == nil:
-		step("record live")
+		step(stepRecordLive)
 		return nil
 	case isNoSpace(err):
 		err = p.full("catalog record", recordSize, err)
 	default:
 		err = fmt.Errorf("write catalog record %d: %w", r.slot, err)
+	}
+	if errors.Is(p.mayWrite(), ErrFenced) {
+		return err // what is there belongs to another owner
 	}
 	// The slot is cleared as well as it can be. WRITING names nothing.
 	cerr := errors.Join(p.ix.remove(p.ow.copy(), r.slot, r.word.kind(), r.key), p.clearSlot(r))

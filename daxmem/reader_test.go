@@ -367,7 +367,7 @@ func TestTakeover(t *testing.T) {
 		t.Error(err)
 	}
 	mustCheck(t, q)
-	if p.Pool.Close() == nil {
+	if p.Close() == nil {
 		t.Error("close of a pool that was lost succeeds")
 	}
 	mustCheck(t, q)

@@ -37,13 +37,21 @@ func (p *Pool) find(kind Kind, key [32]byte) (*Record, error) {
 	return nil, fmt.Errorf("%s: %w", recordName(kind, key), ErrNotFound)
 }
 
-// Records returns all records, quarantined ones too, by slot.
+// Records returns all layers and images, and what is quarantined, by slot.
 func (p *Pool) Records() []*Record {
+	return p.list(func(r *record) bool { return r.word.kind() != KindChain || r.why != "" })
+}
+
+// Chains returns all chains, by slot: see Chain.
+func (p *Pool) Chains() []*Record {
+	return p.list(func(r *record) bool { return r.word.kind() == KindChain && r.why == "" })
+}
+
+func (p *Pool) list(want func(r *record) bool) (out []*Record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var out []*Record
 	for _, r := range p.slots {
-		if r != nil {
+		if r != nil && want(r) {
 			out = append(out, r.public())
 		}
 	}
@@ -167,17 +175,17 @@ func (p *Pool) removeLocked(r *record) error {
 		p.retire(r, p.drop(r))
 		return nil
 	}
-	step("before retire")
+	step(stepBeforeRetire)
 	if err := p.writeWord(r, stateRetired); err != nil {
 		return err
 	}
-	step("record retired")
+	step(stepRecordRetired)
 	delete(p.pending, r)
 	if err := p.ix.remove(p.ow.copy(), r.slot, r.word.kind(), r.key); err != nil {
 		p.fail(err) // a reader may be led astray by the slot's next use
 		return err
 	}
-	step("record unlinked")
+	step(stepRecordUnlinked)
 	p.unlist(r)
 	p.leaving[r] = struct{}{}
 	p.releaseLeaving()
@@ -195,6 +203,7 @@ func (p *Pool) releaseLeaving() {
 			return
 		}
 		if len(pinned) > 0 || r.pins > 0 {
+			step(stepRecordKept)
 			continue
 		}
 		delete(p.leaving, r)

@@ -11,6 +11,7 @@ func (p *Pool) repair(ctx context.Context, l *loader, clean, lossy bool) error {
 	if err := p.writeOwner(); err != nil {
 		return err
 	}
+	step(stepPoolOpen)
 	for _, r := range l.drops {
 		if r.word.state() != stateLive {
 			continue // WRITING or RETIRED already
@@ -73,5 +74,6 @@ func (p *Pool) markBad(r *record) error {
 	}
 	err := p.setFlags(&e, r.slot, e.flags|flagQuarantined)
 	r.flags = e.flags
+	step(stepRecordQuarantined)
 	return err
 }

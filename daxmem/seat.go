@@ -2,6 +2,7 @@ package daxmem
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"strings"
@@ -33,6 +34,9 @@ type Identity struct {
 	Instance string   // as the operator calls the kernel, or empty; at most 64 bytes
 	Holder   string   // which daemon of the kernel, also for people: host name and directory; at most 64 bytes
 }
+
+// MaxInstance is the most bytes of an instance's name.
+const MaxInstance = identityText
 
 const identityText = 64 // bytes
 
@@ -180,9 +184,21 @@ func claimSeat(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat
 	if fixed >= seatCount {
 		return nil, invalidf("seat %d, there are seats 0 to %d", fixed, seatCount-1)
 	}
-	if fixed < 0 && !w.Atomic() && !alone {
-		return nil, fmt.Errorf("claim a seat: this memory has no compare-and-swap, so that seats have to be given by configuration: %w", ErrInvalid)
+	if fixed < 0 && !w.Atomic() {
+		return nil, fmt.Errorf("claim a seat: this memory has no compare-and-swap, so that seats have to be given by configuration: %w", ErrNoSwap)
 	}
+	for range seatCount {
+		s, err := tryClaim(w, g, id, fixed, alone)
+		if !errors.Is(err, errSeatChanged) {
+			return s, err
+		}
+	}
+	return nil, fmt.Errorf("claim a seat: others were faster %d times: %w", seatCount, ErrSeats)
+}
+
+// tryClaim is claimSeat, which fails with errSeatChanged when another kernel
+// takes the same seat.
+func tryClaim(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat, error) {
 	free, freeGeneration := -1, uint64(0)
 	var taken []string
 	for n := range seatCount {
@@ -193,6 +209,7 @@ func claimSeat(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat
 		if ok && s.Held && s.Damaged == "" {
 			switch {
 			case s.Boot == id.Boot && s.Holder == id.Holder && (fixed < 0 || fixed == n):
+				step(stepSeatFound)
 				return &seat{w: w, g: g, number: n, word: word}, nil
 			case s.Boot != id.Boot && (alone || id.Instance != "" && s.Instance == id.Instance):
 				if err := evictSeat(w, g, n, word); err != nil {
@@ -200,6 +217,13 @@ func claimSeat(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat
 				}
 				word, ok = makeSeatWord(seatFree, word.generation()+1), false
 			}
+		}
+		if ok && word.state() == seatClaimed && (fixed == n || alone) {
+			// Nobody else claims it: an earlier process of this kernel died at it.
+			if err := evictSeat(w, g, n, word); err != nil {
+				return nil, err
+			}
+			word, ok = makeSeatWord(seatFree, word.generation()+1), false
 		}
 		switch {
 		case ok && (fixed < 0 || fixed == n):
@@ -220,7 +244,7 @@ func takeSeat(w Window, g *geometry, id Identity, n int, free seatWord) (*seat, 
 	if err := swapSeat(w, g, n, free, claimed); err != nil {
 		return nil, err
 	}
-	step("seat claimed")
+	step(stepSeatClaimed)
 	at := g.seat(n)
 	l := lease{id, time.Now().UnixNano()}
 	zero := make([]byte, g.seatSize-blockSize-seatRequest) // request, heartbeat and pins
@@ -234,36 +258,43 @@ func takeSeat(w Window, g *geometry, id Identity, n int, free seatWord) (*seat, 
 	if err != nil {
 		return nil, windowError(fmt.Sprintf("write seat %d", n), err)
 	}
-	step("lease written")
+	step(stepLeaseWritten)
 	held := makeSeatWord(seatHeld, claimed.generation())
 	if err := swapSeat(w, g, n, claimed, held); err != nil {
 		return nil, err
 	}
-	step("seat held")
+	step(stepSeatHeld)
 	return &seat{w: w, g: g, number: n, word: held}, nil
 }
 
-// swapSeat changes a seat's word; ErrSeats: somebody else was faster.
+// errSeatChanged: somebody else was faster.
+var errSeatChanged = fmt.Errorf("somebody else changed it: %w", ErrSeats)
+
+// swapSeat changes a seat's word, or fails with errSeatChanged.
 func swapSeat(w Window, g *geometry, n int, old, now seatWord) error {
 	ok, err := w.CompareAndSwap(g.seat(n), uint64(old), uint64(now))
 	if err != nil {
 		return windowError(fmt.Sprintf("change seat %d", n), err)
 	}
 	if !ok {
-		return fmt.Errorf("change seat %d: somebody else changed it: %w", n, ErrSeats)
+		return fmt.Errorf("change seat %d: %w", n, errSeatChanged)
 	}
 	return nil
 }
 
 // evictSeat frees a seat whose holder is gone.
 func evictSeat(w Window, g *geometry, n int, word seatWord) error {
-	return swapSeat(w, g, n, word, makeSeatWord(seatFree, word.generation()+1))
+	if err := swapSeat(w, g, n, word, makeSeatWord(seatFree, word.generation()+1)); err != nil {
+		return err
+	}
+	step(stepSeatEvicted)
+	return nil
 }
 
 // Evict frees a seat on the word of somebody who knows that its kernel is gone:
 // its pins do not count any more. generation is that of the seat as it was
 // looked at; ErrSeats tells that it is another by now.
-func Evict(region Region, n int, generation uint64) error {
+func Evict(region Region, n int, generation uint64) (err error) {
 	sup, _, err := readSuper(region)
 	if err != nil {
 		return err
@@ -275,7 +306,7 @@ func Evict(region Region, n int, generation uint64) error {
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	defer func() { err = errors.Join(err, w.Close()) }()
 	v, err := w.Load(sup.seat(n))
 	if err != nil {
 		return windowError(fmt.Sprintf("evict seat %d", n), err)

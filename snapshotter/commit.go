@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -49,7 +50,16 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if sn.info.Kind != snapshots.KindActive {
 		return fmt.Errorf("commit snapshot %q: it is not active: %w", key, errdefs.ErrFailedPrecondition)
 	}
-	rec, unpin, err := s.importUpper(ctx, sn)
+	stagedLayer, isStaged, err := staged(sn.info)
+	var rec *daxmem.Record
+	var unpin func()
+	switch {
+	case err != nil:
+	case isStaged:
+		rec, unpin, err = s.pinLayer(stagedLayer)
+	default:
+		rec, unpin, err = s.importUpper(ctx, sn)
+	}
 	if err != nil {
 		return fmt.Errorf("commit snapshot %q: %w", key, err)
 	}
@@ -63,7 +73,9 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	}
 	s.images.unuse(ctx, sn.id)
 	s.removeUpper(ctx, sn.id)
-	s.publishChain(ctx, name, sn, rec.Key)
+	if !isStaged {
+		s.publishChain(ctx, name, cmp.Or(base.Parent, sn.info.Parent), sn, rec.Key)
+	}
 	return nil
 }
 

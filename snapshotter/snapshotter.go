@@ -57,6 +57,11 @@ type Options struct {
 	Missing Missing
 	AskWait time.Duration
 
+	// Former is a pool that this kernel has used before, or nil: layers that
+	// snapshots need and Pool does not have are copied from it by New, which is
+	// all that it is used for.
+	Former *daxmem.Pool
+
 	// Convert pulls an image, by its name, for other kernels, into Pool; nil:
 	// they are refused.
 	Convert func(ctx context.Context, name string) error
@@ -77,6 +82,7 @@ type Snapshotter struct {
 
 	// layers are the pins of the other pool's layers that snapshots need.
 	convert func(ctx context.Context, name string) error
+	asking  sync.Mutex // for chains, one after the other
 
 	kept   sync.Mutex
 	layers map[[32]byte]func()
@@ -113,6 +119,11 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	if opts.Shared != nil {
 		s.images.shared = &store{opts.Shared, opts.SharedEngine}
 		s.images.ask = asker{opts.Shared, opts.Missing, opts.AskWait}
+	}
+	if opts.Former != nil {
+		if err := s.moveLayers(ctx, opts.Former); err != nil {
+			return nil, errors.Join(err, ms.Close())
+		}
 	}
 	if err := s.recover(ctx); err != nil {
 		return nil, errors.Join(err, ms.Close())

@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/google/uuid"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
@@ -136,6 +137,33 @@ func copyLayer(ctx context.Context, from *store, to *daxmem.Pool, k key) error {
 	}
 	if err != nil {
 		return fmt.Errorf("copy layer %s: %w", k, err)
+	}
+	return nil
+}
+
+// moveLayers brings layers that snapshots need from a former pool.
+func (s *Snapshotter) moveLayers(ctx context.Context, former *daxmem.Pool) error {
+	live, err := Live(ctx, s.ms)
+	if err != nil {
+		return err
+	}
+	from, n := &store{catalog: former}, 0
+	for k := range live.layers {
+		if s.images.hasLayer(k) == nil {
+			continue
+		}
+		err := copyLayer(ctx, from, s.pool, k)
+		if errors.Is(err, ErrLayerLost) {
+			log.G(ctx).WithError(err).Warn("layer is not in the former pool either")
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		n++
+	}
+	if n > 0 {
+		log.G(ctx).WithField("layers", n).WithField("from", former.Region().Path()).Info("layers moved from the former pool")
 	}
 	return nil
 }

@@ -62,6 +62,29 @@ func TestExampleHasEveryKey(t *testing.T) {
 	}
 }
 
+func TestShare(t *testing.T) {
+	for text, want := range map[string]string{
+		`role = "boss"`:        `share.role "boss", have owner, reader, auto`,
+		`missing = "guess"`:    `share.missing "guess", have ask, local, fail`,
+		`seat = 64`:            `share.seat is 64, want 0 to 63`,
+		`ask_timeout = "soon"`: `duration "soon"`,
+		`ask_timeout = "0s"`:   `share.ask_timeout is 0s`,
+		`containerd = "sock"`:  `share.containerd "sock" is not an absolute path`,
+		`own_pool = "pool"`:    `share.own_pool "pool" is not an absolute path`,
+		`role = "reader"`:      `share.own_pool and pool.path are both "/var/lib/containerd-daxfs/pool.daxfs"`,
+		`instance = "` + strings.Repeat("x", 65) + `"`: `share.instance`,
+	} {
+		_, err := load(t, "[share]\n"+text)
+		if err == nil || !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+	c, err := load(t, "[pool]\npath = \"phys:0x100000000,size=1GiB\"\n[share]\nrole = \"reader\"")
+	if err != nil || c.Share.OwnPool != "/var/lib/containerd-daxfs/pool.daxfs" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 func check(t *testing.T, typ reflect.Type, got map[string]any, prefix string) {
 	t.Helper()
 	for i := range typ.NumField() {
@@ -149,7 +172,7 @@ func TestBad(t *testing.T) {
 		"long address":           {"address = '" + long + "'", []string{"address", "108 bytes", "at most 107"}},
 		"relative pool":          {"[pool]\npath = 'x'", []string{`pool.path`, `"x"`, "absolute"}},
 		"memory without a size":  {"[pool]\npath = 'phys:0x140000000'", []string{"pool.path", "want phys:ADDRESS,size=SIZE"}},
-		"memory of no address":   {"[pool]\npath = 'phys:here,size=1GiB'", []string{"pool.path", `address "here"`}},
+		"memory of no address":   {"[pool]\npath = 'phys:1h,size=1GiB'", []string{"pool.path", `address "1h"`}},
 		"unaligned memory":       {"[pool]\npath = 'phys:0x140000000,size=1MiB'", []string{"pool.path", "size 1048576", "2 MiB"}},
 		"small pool":             {"[pool]\nmax_size = '16777215'", []string{"pool.max_size", "16777215", "16777216"}},
 		"negative pool":          {"[pool]\nmax_size = -1", []string{"pool.max_size"}},

@@ -45,7 +45,7 @@ func readMemory(path string) (*memoryReport, error) {
 	}
 	for _, r := range records {
 		if r.EvidenceOf != "" {
-			m.evidence = append(m.evidence, evidenceRecord{r.memoryRecord.Engine, r.evidence})
+			m.evidence = append(m.evidence, evidenceRecord{r.Engine, r.evidence})
 			continue
 		}
 		m.add(r.memoryRecord)

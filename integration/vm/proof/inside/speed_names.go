@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -90,8 +91,12 @@ func (d *dirMeasure) statEach(names [][]byte, want error) (protocol.Timing, erro
 	for _, name := range names {
 		_, _, errno := unix.Syscall6(unix.SYS_NEWFSTATAT, uintptr(d.fd), uintptr(unsafe.Pointer(&name[0])),
 			uintptr(unsafe.Pointer(&st)), unix.AT_SYMLINK_NOFOLLOW, 0, 0)
-		if errno == 0 && want != nil || errno != 0 && errno != want {
-			return protocol.Timing{}, fmt.Errorf("stat %s: %v, want %v", name[:len(name)-1], errno, want)
+		var got error
+		if errno != 0 {
+			got = errno
+		}
+		if !errors.Is(got, want) {
+			return protocol.Timing{}, fmt.Errorf("stat %s: got %w, want %w", name[:len(name)-1], got, want)
 		}
 	}
 	return protocol.Timing{Ops: int64(len(names)), Nanos: int64(time.Since(start))}, nil
