@@ -16,6 +16,17 @@ func TestParseLocation(t *testing.T) {
 		"phys:0x200000,size=2m":                {Address: 2 << 20, Size: 2 << 20},
 		"phys:0xfffffffe00000,size=2MiB":       {Address: 1<<52 - 2<<20, Size: 2 << 20},
 		"phys:0x100000000,size=4194303.9990KB": {}, // not whole
+
+		"/dev/dax0.0":                      {Path: "/dev/dax0.0"},
+		"phys:Reserved":                    {Scheme: KindPhys, Name: "Reserved"},
+		"phys:Multikernel Memory Pool":     {Scheme: KindPhys, Name: "Multikernel Memory Pool"},
+		"phys:CXL Window 0,size=1GiB":      {Scheme: KindPhys, Name: "CXL Window 0", Size: 1 << 30},
+		"ivshmem:0000:00:05.0":             {Scheme: KindIvshmem, Name: "0000:00:05.0"},
+		"memfd:size=1GiB":                  {Scheme: KindMemfd, Name: "pool", Size: 1 << 30},
+		"memfd:other,size=0x200000":        {Scheme: KindMemfd, Name: "other", Size: 2 << 20},
+		"dma-heap:system,size=1GiB":        {Scheme: KindDmaHeap, Name: "system", Size: 1 << 30},
+		"lazy-cma:Multikernel Memory Pool": {Scheme: KindLazyCMA, Name: "Multikernel Memory Pool"},
+		"lazy-cma:images,size=64MiB":       {Scheme: KindLazyCMA, Name: "images", Size: 64 << 20},
 	} {
 		got, err := ParseLocation(text)
 		if want == (Location{}) {
@@ -55,6 +66,25 @@ func TestParseBadLocation(t *testing.T) {
 		"phys:0x140000000,size=2MiB,offset": `size "2MiB,offset"`,
 		"phys:0x10000000000000,size=2MiB":   "beyond the last physical address",
 		"phys:0xfffffffe00000,size=4MiB":    "beyond the last physical address",
+
+		"phys:a,b":                            "want phys:ADDRESS,size=SIZE",
+		"phys:Reserved,size=3MiB":             "size 3145728 is not",
+		"ivshmem:":                            "want ivshmem:DOMAIN:BUS:DEVICE.FUNCTION",
+		"ivshmem:../../etc":                   "want ivshmem:",
+		"ivshmem:00:05.0":                     "want ivshmem:",
+		"ivshmem:0000:00:05.0,size=2MiB":      "want ivshmem:",
+		"memfd:":                              "want memfd:[NAME,]size=SIZE",
+		"memfd:pool":                          "want memfd:",
+		"memfd:../x,size=2MiB":                "want memfd:",
+		"memfd:size=1":                        "size 1 is not",
+		"memfd:size=2MiB,size=2MiB":           `size "2MiB,size=2MiB"`,
+		"dma-heap:system":                     "want dma-heap:HEAP,size=SIZE",
+		"dma-heap:size=2MiB":                  "want dma-heap:",
+		"dma-heap:../system,size=2MiB":        "want dma-heap:",
+		"lazy-cma:":                           "want lazy-cma:",
+		"lazy-cma:" + strings.Repeat("n", 64): "want lazy-cma:",
+		"devdax:/dev/dax0.0":                  "neither an absolute path",
+		"tape:0":                              "ivshmem:DOMAIN:BUS:DEVICE.FUNCTION",
 	} {
 		_, err := ParseLocation(text)
 		if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), want) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,12 +64,9 @@ type Region interface {
 	Close() error
 }
 
-// Sorts of regions.
-const (
-	KindFile = "file" // a file: on disk, tmpfs or hugetlbfs
-	KindPmem = "pmem" // a block device over persistent memory, /dev/pmemN
-	KindPhys = "phys" // a bare range of physical memory
-)
+// ErrNoMemory: the memory that a location names is not there. It is not
+// os.ErrNotExist, which for a file means that it can be made.
+var ErrNoMemory = fmt.Errorf("daxmem: no such memory: %w", errdefs.ErrNotFound)
 
 // access is what a region is opened for.
 type access int
@@ -106,7 +104,10 @@ func openRegion(location string, a access) (Region, error) {
 		return nil, fmt.Errorf("open region: %w", err)
 	}
 	if l.Path == "" {
-		r, err := openPhys(devMem, location, l, a)
+		r, err := openMemory(location, l, a)
+		if errors.Is(err, os.ErrNotExist) {
+			err = fmt.Errorf("%v: %w", err, ErrNoMemory) //nolint:errorlint // hides os.ErrNotExist
+		}
 		if err != nil {
 			return nil, fmt.Errorf("open region %s: %w", location, err)
 		}
@@ -116,17 +117,40 @@ func openRegion(location string, a access) (Region, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open region: %w", err)
 	}
-	if fi.Mode().Type() == os.ModeDevice { // and no character device
-		r, err := openPmem(l.Path, a)
-		if err != nil {
-			return nil, fmt.Errorf("open region %s: %w", location, err)
-		}
-		return r, nil
+	var open func(path string, a access) (Region, error)
+	switch fi.Mode().Type() {
+	case os.ModeDevice:
+		open = openPmem
+	case os.ModeDevice | os.ModeCharDevice:
+		open = openDevdax
+	case 0:
+		return openFile(l.Path, a)
+	default:
+		return nil, invalidf("open region: %s: %v, want a regular file, a pmem block device or a DAX device", l.Path, fi.Mode().Type())
 	}
-	if !fi.Mode().IsRegular() {
-		return nil, invalidf("open region: %s: %v, want a regular file or a pmem block device", l.Path, fi.Mode().Type())
+	r, err := open(l.Path, a)
+	if err != nil {
+		return nil, fmt.Errorf("open region %s: %w", location, err)
 	}
-	return openFile(l.Path, a)
+	return r, nil
+}
+
+// openMemory opens a region that has no path.
+func openMemory(location string, l Location, a access) (Region, error) {
+	switch l.scheme() {
+	case KindIvshmem:
+		return openIvshmem(sysPCI, location, l.Name, a)
+	case KindMemfd:
+		return openMemfd(location, l, a)
+	case KindDmaHeap:
+		return openDmaHeap(devDmaHeap, location, l, a)
+	case KindLazyCMA:
+		return lazyCMA{device: devLazyCMA, iomem: readIomem, alloc: allocLazyCMA}.open(location, l, a)
+	}
+	if l.Name != "" {
+		return openPhysNamed(location, l, a)
+	}
+	return openPhys(devMem, location, l, a)
 }
 
 // CreateFile makes a sparse file of size bytes and takes ownership of it. On

@@ -3,6 +3,8 @@ package daxmem
 import (
 	"sync/atomic"
 	"unsafe" // this is the package's only file that imports it
+
+	"golang.org/x/sys/unix"
 )
 
 // Words in shared memory: the first 8 bytes of b, at an address that is a
@@ -22,4 +24,13 @@ func alignedBytes(n, align int) []byte {
 	b := make([]byte, n+align-1)
 	skip := -uintptr(unsafe.Pointer(unsafe.SliceData(b))) & uintptr(align-1)
 	return b[skip:][:n:n]
+}
+
+// ioctl is ioctl(2) with a structure for the kernel to read and write.
+func ioctl(fd int, request uint, arg []byte) (int, error) {
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(unsafe.SliceData(arg))))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }

@@ -28,6 +28,9 @@ type Machine struct {
 	// typically from NewPool; "" for none. In the guest it is the physical range
 	// at Guest.PoolAddress, a virtio-pmem region.
 	Pool string
+	// Ivshmem is a file as Pool is, which the guest has as BAR 2 of an ivshmem
+	// device; "" for none.
+	Ivshmem string
 	// NdPmem loads nd_pmem, which makes the pool /dev/pmem0 and claims its
 	// physical range. Without it the range is nobody's.
 	NdPmem bool
@@ -73,13 +76,16 @@ func (m Machine) check() error {
 	if m.NdPmem && m.Pool == "" {
 		return errors.New("nd_pmem without a pool")
 	}
-	if m.Pool != "" {
-		info, err := os.Stat(m.Pool)
+	for _, pool := range []string{m.Pool, m.Ivshmem} {
+		if pool == "" {
+			continue
+		}
+		info, err := os.Stat(pool)
 		if err != nil {
 			return fmt.Errorf("pool: %w", err)
 		}
 		if size := info.Size(); size == 0 || size%PoolAlign != 0 {
-			return fmt.Errorf("pool %s has %d bytes, want a multiple of %d", m.Pool, size, PoolAlign)
+			return fmt.Errorf("pool %s has %d bytes, want a multiple of %d", pool, size, PoolAlign)
 		}
 	}
 	if m.Shared != "" && !filepath.IsAbs(m.Shared) {
@@ -119,6 +125,13 @@ func (m Machine) arguments() ([]string, error) {
 			"-drive", "file="+commas(m.Disk)+",if=none,format=raw,id=disk",
 			"-device", "virtio-blk-pci,drive=disk")
 	}
+	if m.Ivshmem != "" {
+		backend, err := memoryBackend("ivshmem", m.Ivshmem)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, "-object", backend, "-device", "ivshmem-plain,memdev=ivshmem")
+	}
 	args = append(args, m.Args...)
 	memory := m.memory()
 	if m.Pool == "" {
@@ -128,10 +141,22 @@ func (m Machine) arguments() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	backend, err := memoryBackend("pool", m.Pool)
+	if err != nil {
+		return nil, err
+	}
 	return append(args,
 		"-m", fmt.Sprintf("%dB,slots=2,maxmem=%dB", memory, memory+info.Size()+gib),
-		"-object", fmt.Sprintf("memory-backend-file,id=pool,share=on,mem-path=%s,size=%dB", commas(m.Pool), info.Size()),
-		"-device", "virtio-pmem-pci,memdev=pool"), nil
+		"-object", backend, "-device", "virtio-pmem-pci,memdev=pool"), nil
+}
+
+// memoryBackend is QEMU's object for a file that is memory.
+func memoryBackend(id, file string) (string, error) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("memory-backend-file,id=%s,share=on,mem-path=%s,size=%dB", id, commas(file), info.Size()), nil
 }
 
 // commandLine is the kernel's. An oops ends the guest, so that what comes after

@@ -172,7 +172,7 @@ func TestBad(t *testing.T) {
 		"long address":           {"address = '" + long + "'", []string{"address", "108 bytes", "at most 107"}},
 		"relative pool":          {"[pool]\npath = 'x'", []string{`pool.path`, `"x"`, "absolute"}},
 		"memory without a size":  {"[pool]\npath = 'phys:0x140000000'", []string{"pool.path", "want phys:ADDRESS,size=SIZE"}},
-		"memory of no address":   {"[pool]\npath = 'phys:here,size=1GiB'", []string{"pool.path", `address "here"`}},
+		"memory of no address":   {"[pool]\npath = 'phys:1h,size=1GiB'", []string{"pool.path", `address "1h"`}},
 		"unaligned memory":       {"[pool]\npath = 'phys:0x140000000,size=1MiB'", []string{"pool.path", "size 1048576", "2 MiB"}},
 		"small pool":             {"[pool]\nmax_size = '16777215'", []string{"pool.max_size", "16777215", "16777216"}},
 		"negative pool":          {"[pool]\nmax_size = -1", []string{"pool.max_size"}},

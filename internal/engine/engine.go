@@ -20,8 +20,8 @@ import (
 type Region interface {
 	io.ReaderAt
 	Size() int64 // bytes
-	// Kind is "file", "pmem" or "phys". Path is where a file or device is, and
-	// the name of others.
+	// Kind is the sort of memory, as "file", "pmem" or "phys" (daxmem.Kinds). Path
+	// is where a file or device is, and the name of others.
 	Kind() string
 	Path() string
 	// Address is the physical address of the first byte, 0 if there is none.

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/daxfs/containerd-daxfs/integration/vm"
@@ -97,4 +98,70 @@ func runInside(t *testing.T, g *vm.Guest, location, binary string, args ...strin
 	for _, s := range regexp.MustCompile(`(?m)^--- SKIP: [^\n]*\n[^\n]*`).FindAll(out.Bytes(), -1) {
 		t.Logf("%s", s)
 	}
+}
+
+// Regions that are neither a file nor pmem nor a bare range.
+func TestRegions(t *testing.T) {
+	testutil.VM(t)
+	binary := filepath.Join(build(t, "./inside"), "inside.test")
+	vm.EachKernel(t, func(t *testing.T, k vm.Kernel) {
+		if testing.Short() && k.Name != "6.12" {
+			t.Skip("one kernel is enough in short")
+		}
+		pool := vm.TempPool(t, poolSize)
+		t.Run("names, descriptors, ivshmem", func(t *testing.T) {
+			g := vm.Start(t, vm.Machine{
+				Kernel: k, Ivshmem: pool, Daxfs: true, Memory: 2 * gib,
+				Append: fmt.Sprintf("memmap=%d$%#x", inside.ReservedSize, inside.ReservedAt),
+			})
+			runInside(t, g, fmt.Sprintf("phys:Reserved,size=%d", inside.ReservedSize), binary, "-test.v", "-test.run", "^TestNamedPhys$")
+			if k.Name == "6.1" {
+				t.Log("Debian's 6.1 has neither udmabuf nor DMA heaps")
+			} else {
+				runInside(t, g, "memfd:size=64MiB", binary, "-test.v", "-test.run", "^TestMemfd")
+				runInside(t, g, "dma-heap:system,size=64MiB", binary, "-test.v", "-test.run", "^TestDmaHeap")
+			}
+			id := g.MustRun(t, "sh", "-c", "cd /sys/bus/pci/devices && basename $(dirname $(grep -lx 0x1110 */device))")
+			device := "ivshmem:" + strings.TrimSpace(id)
+			runInside(t, g, device, binary, "-test.v", "-test.run", "^TestIvshmem", "-test.skip", "Gone")
+			runInside(t, g, device, binary, "-test.v", "-test.run", "^TestIvshmemGone")
+			// The machine has the memory that the guest wrote.
+			f, err := os.Open(pool)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			b := make([]byte, len(inside.Marker))
+			if _, err := f.ReadAt(b, poolSize-inside.MarkerFromEnd); err != nil || string(b) != inside.Marker {
+				t.Errorf("the machine sees %q, %v", b, err)
+			}
+		})
+		t.Run("devdax", func(t *testing.T) {
+			g := vm.Start(t, vm.Machine{Kernel: k, Pool: pool, Daxfs: true, Memory: 2 * gib, Modules: []string{"dax_pmem", "device_dax"}})
+			for _, align := range []int{2 * mib, 4096} {
+				g.MustRun(t, "sh", "-e", "-c", makeDevdax(align))
+				device := strings.TrimSpace(g.MustRun(t, "sh", "-c", "echo /dev/dax*"))
+				t.Logf("%s in units of %d", device, align)
+				runInside(t, g, device, binary, "-test.v", "-test.run", "^TestDevdax")
+				sys := "/sys/bus/dax/devices/" + filepath.Base(device)
+				location := "phys:" + strings.TrimSpace(g.MustRun(t, "cat", sys+"/resource")) + ",size=" + strings.TrimSpace(g.MustRun(t, "cat", sys+"/size"))
+				g.MustRun(t, "sh", "-e", "-c", "cd /sys/bus/nd/drivers/dax_pmem; for d in dax*; do echo $d > unbind; echo > /sys/bus/nd/devices/$d/namespace; done")
+				runInside(t, g, location, binary, "-test.v", "-test.run", "^TestAfterDevdax$")
+			}
+		})
+	})
+}
+
+// makeDevdax makes a DAX device of the guest's pmem region, as "ndctl
+// create-namespace -m devdax -M mem" does, by what the kernel has in sysfs.
+func makeDevdax(align int) string {
+	return fmt.Sprintf(`cd /sys/bus/nd/devices
+		dax=$(cat region0/dax_seed)
+		echo %d > $dax/align
+		cat /proc/sys/kernel/random/uuid > $dax/uuid
+		echo ram > $dax/mode
+		echo namespace0.0 > $dax/namespace
+		echo $dax > /sys/bus/nd/drivers/dax_pmem/bind
+		for i in $(seq 100); do [ -e /dev/dax* ] && exit 0; sleep 0.1; done
+		exit 1`, align)
 }

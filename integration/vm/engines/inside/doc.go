@@ -11,3 +11,16 @@ const (
 	// AddressVar is its physical address, as the guest's driver knows it.
 	AddressVar = "DAXFS_ENGINES_ADDRESS"
 )
+
+// Marker is what some tests leave in the memory, MarkerFromEnd bytes before its
+// end.
+const (
+	Marker        = "bytes of a layer"
+	MarkerFromEnd = 4096
+)
+
+// Reserved RAM of guests that have some, bytes.
+const (
+	ReservedAt   = 0x30000000
+	ReservedSize = 64 << 20
+)
