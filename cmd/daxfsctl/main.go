@@ -99,7 +99,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 				imageMountCommand(), imageUnmountCommand(),
 			}},
 			{Name: "pool", Usage: "make the pool, look into it, and clean it up", Subcommands: []*cli.Command{
-				poolCreateCommand(), poolStatCommand(), poolLsCommand(), poolCheckCommand(), poolGCCommand(),
+				poolCreateCommand(), poolStatCommand(), poolLsCommand(), poolCheckCommand(), poolScrubCommand(), poolGCCommand(),
 			}},
 			doctorCommand(),
 		},
