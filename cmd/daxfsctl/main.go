@@ -84,7 +84,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	app := &cli.App{
 		Name:           "daxfsctl",
 		Usage:          "look into DAXFS images and their pool",
-		UsageText:      "daxfsctl image VERB IMAGE ...\ndaxfsctl pool VERB ...\ndaxfsctl doctor",
+		UsageText:      "daxfsctl image VERB IMAGE ...\ndaxfsctl pool VERB ...\ndaxfsctl top\ndaxfsctl doctor",
 		Description:    description,
 		Version:        version.String(),
 		Writer:         stdout,
@@ -101,7 +101,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			{Name: "pool", Usage: "make the pool, look into it, and clean it up", Subcommands: []*cli.Command{
 				poolCreateCommand(), poolStatCommand(), poolLsCommand(), poolCheckCommand(), poolScrubCommand(), poolGCCommand(),
 			}},
-			doctorCommand(),
+			topCommand(), doctorCommand(),
 		},
 	}
 	for _, c := range app.Commands[0].Subcommands {
