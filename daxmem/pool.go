@@ -1,6 +1,7 @@
 package daxmem
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -91,6 +92,7 @@ type Pool struct {
 	lost     []span               // could not be zeroed, so never given out again
 	pending  map[*record]struct{} // published, not yet durable
 	limbo    []retired            // removed, not yet reusable; oldest first
+	reclaim  func(ctx context.Context) bool
 
 	ops    sync.WaitGroup // running calls that use the region
 	syncs  chan struct{}  // one token: the right to run syncOnce
