@@ -260,8 +260,8 @@ func (p *Pool) Room() Room {
 	return r
 }
 
-// Above reports whether more than percent of the bytes or of the records are in
-// use: what is short is what fills the pool.
-func (r Room) Above(percent int) bool {
-	return float64(r.Used)*100 > float64(r.Max)*float64(percent) || r.Records*100 > r.MaxRecords*percent
+// Percent is how full the pool is, 0 to 100: of bytes or of records, whichever
+// are shorter.
+func (r Room) Percent() float64 {
+	return 100 * max(float64(r.Used)/float64(r.Max), float64(r.Records)/float64(r.MaxRecords))
 }

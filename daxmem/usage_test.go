@@ -152,7 +152,7 @@ func TestRoom(t *testing.T) {
 	}
 	addLayer(t, p, "a", randomBytes(1, 32*mib))
 	full := p.Room()
-	if full.Used < 32*mib || full.Records != 1 || !full.Above(50) || full.Above(60) {
+	if full.Used < 32*mib || full.Records != 1 || full.Percent() < 50 || full.Percent() > 60 {
 		t.Errorf("%+v", full)
 	}
 	if err := p.Remove(bg, KindLayer, key("a")); err != nil {
@@ -167,7 +167,7 @@ func TestRoom(t *testing.T) {
 	if got := p.Room(); got != empty {
 		t.Errorf("removed and synced: %+v, want %+v", got, empty)
 	}
-	if !(Room{Used: 1, Max: 100, Records: 91, MaxRecords: 100}).Above(90) {
+	if got := (Room{Used: 1, Max: 100, Records: 91, MaxRecords: 100}).Percent(); got != 91 {
 		t.Error("a catalog that is full does not count")
 	}
 }

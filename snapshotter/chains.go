@@ -76,7 +76,7 @@ func (s *Snapshotter) adoptChain(ctx context.Context, key, parent string, opts [
 	// will do that is no other's.
 	name := metadataPrefix.FindString(key) + target
 	labels := snapshots.WithLabels(map[string]string{LabelLayer: hexKey(layer.Key)})
-	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+	err = s.refer(ctx, func(ctx context.Context) error {
 		if _, _, _, err := storage.GetInfo(ctx, name); err == nil {
 			return nil
 		}

@@ -57,6 +57,9 @@ type Options struct {
 	Missing Missing
 	AskWait time.Duration
 
+	// Keep says what Pool keeps that no snapshot needs.
+	Keep Keep
+
 	// Convert pulls an image, by its name, for other kernels, into Pool; nil:
 	// they are refused.
 	Convert func(ctx context.Context, name string) error
@@ -74,6 +77,15 @@ type Snapshotter struct {
 	// frees such things.
 	collecting sync.RWMutex
 	pending    atomic.Bool // a collection had to be put off
+
+	// referring is held shared while the metadata is made to refer to a layer
+	// that is pinned, and exclusively from reading what it refers to until what
+	// it does not has been removed. Inside collecting, if both are held.
+	referring sync.RWMutex
+
+	keep  Keep
+	usage recency      // guarded by referring, held exclusively
+	tried atomic.Int64 // hundredths of a percent that were in use after the last eviction
 
 	// layers are the pins of the other pool's layers that snapshots need.
 	convert func(ctx context.Context, name string) error
@@ -98,6 +110,9 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 		}
 	}
 	metadata := filepath.Join(opts.Root, "metadata.db")
+	if err := opts.Keep.check(); err != nil {
+		return nil, err
+	}
 	if err := refuseOrphans(metadata, filepath.Join(opts.Root, "snapshots")); err != nil {
 		return nil, err
 	}
@@ -105,7 +120,7 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot metadata: %w", err)
 	}
-	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, layers: make(map[[32]byte]func())}
+	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, keep: opts.Keep, layers: make(map[[32]byte]func())}
 	s.images = newImages(filepath.Join(opts.Root, "images"))
 	if opts.Pool != nil {
 		s.images.own, s.images.pool = &store{opts.Pool, opts.Engine}, opts.Pool
@@ -116,6 +131,9 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	}
 	if err := s.recover(ctx); err != nil {
 		return nil, errors.Join(err, ms.Close())
+	}
+	if s.pool != nil && s.keep.on() {
+		s.pool.SetReclaim(s.reclaim)
 	}
 	return s, nil
 }
@@ -160,7 +178,12 @@ func openMetadata(ctx context.Context, path string) (*storage.MetaStore, error) 
 
 // Close stops using the metadata. It removes and unmounts nothing: containers
 // go on.
-func (s *Snapshotter) Close() error { return s.ms.Close() }
+func (s *Snapshotter) Close() error {
+	if s.pool != nil {
+		s.pool.SetReclaim(nil)
+	}
+	return s.ms.Close()
+}
 
 func (s *Snapshotter) dir(id string) string   { return filepath.Join(s.root, "snapshots", id) }
 func (s *Snapshotter) upper(id string) string { return filepath.Join(s.dir(id), "fs") }

@@ -48,7 +48,7 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 	if err != nil {
 		return fmt.Errorf("%w (daxfsctl doctor says more)", err)
 	}
-	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: cfg.Root, Pool: pool, Engine: e})
+	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: cfg.Root, Pool: pool, Engine: e, Keep: cfg.Pool.Keep()})
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
+	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
 // DefaultPath is where the configuration is looked for.
@@ -52,6 +53,22 @@ type Pool struct {
 	// is synced in the background, and what a loss of power may have damaged
 	// is found by its digest at the next start.
 	SyncOnCommit bool `toml:"sync_on_commit"`
+	// KeepUnused keeps layers and images that no snapshot of this kernel needs,
+	// as long as there is room: other kernels may ask for them, or this one
+	// again. False: they go at once.
+	KeepUnused bool `toml:"keep_unused"`
+	// HighWatermark is how full the pool gets with them, in percent, 1 to 100;
+	// those that were needed longest ago go then, until LowWatermark is left.
+	HighWatermark int `toml:"high_watermark"`
+	LowWatermark  int `toml:"low_watermark"`
+}
+
+// Keep is KeepUnused as the snapshotter takes it.
+func (p *Pool) Keep() snapshotter.Keep {
+	if !p.KeepUnused {
+		return snapshotter.Keep{}
+	}
+	return snapshotter.Keep{High: p.HighWatermark, Low: p.LowWatermark}
 }
 
 // Engine is how images are mounted.
@@ -82,7 +99,7 @@ func Default() *Config {
 		Root:     "/var/lib/containerd-daxfs",
 		Address:  "/run/containerd-daxfs/containerd-daxfs.sock",
 		LogLevel: "info",
-		Pool:     Pool{MaxSize: 64 << 30, ShareExtents: true},
+		Pool:     Pool{MaxSize: 64 << 30, ShareExtents: true, HighWatermark: 90, LowWatermark: 75},
 	}
 }
 
@@ -160,6 +177,9 @@ func (c *Config) Check() error {
 	}
 	if c.Pool.MaxSize < minPool {
 		return bad("pool.max_size is %d bytes, want at least %d", int64(c.Pool.MaxSize), minPool)
+	}
+	if h, l := c.Pool.HighWatermark, c.Pool.LowWatermark; l < 1 || l > h || h > 100 {
+		return bad("pool.low_watermark is %d and pool.high_watermark %d, want percents with 1 <= low <= high <= 100", l, h)
 	}
 	for _, e := range c.Engine.Order {
 		if !slices.Contains(engine.Names(), e) {
