@@ -33,7 +33,9 @@ func (k Keep) check() error {
 func (s *Snapshotter) refer(ctx context.Context, fn func(ctx context.Context) error) error {
 	s.referring.RLock()
 	defer s.referring.RUnlock()
-	return s.ms.WithTransaction(ctx, true, fn)
+	err := s.ms.WithTransaction(ctx, true, fn)
+	s.spill.wake()
+	return err
 }
 
 // crowded reports whether it is time to evict: the pool is above the high

@@ -97,10 +97,10 @@ func (k *keeper) pull(name string, n int) (committed string, unpacked bool) {
 // use flattens the image, as a container does.
 func (k *keeper) use(committed string) {
 	k.t.Helper()
-	if _, err := k.View(ctx, "a/9/view", committed); err != nil {
+	if _, err := k.View(ctx, "a/9/use", committed); err != nil {
 		k.t.Fatal(err)
 	}
-	k.remove("a/9/view")
+	k.remove("a/9/use")
 }
 
 func (k *keeper) remove(names ...string) {

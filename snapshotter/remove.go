@@ -120,6 +120,7 @@ func (s *Snapshotter) collect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("collect: %w", err)
 	}
+	s.spill.wake()
 	for _, r := range report.Removed {
 		log.G(ctx).WithField("record", r.Name()).WithField("bytes", r.Size).Info("freed")
 	}

@@ -60,6 +60,11 @@ type Options struct {
 	// Keep says what Pool keeps that no snapshot needs.
 	Keep Keep
 
+	// Spill is a pool on disk that gets a copy of every layer of Pool that a
+	// snapshot needs, in the background, and gives them back when Pool has lost
+	// them, as memory does in a reboot; or nil. It stays the caller's.
+	Spill *daxmem.Pool
+
 	// Convert pulls an image, by its name, for other kernels, into Pool; nil:
 	// they are refused.
 	Convert func(ctx context.Context, name string) error
@@ -83,6 +88,7 @@ type Snapshotter struct {
 	// it does not has been removed. Inside collecting, if both are held.
 	referring sync.RWMutex
 
+	spill *spill // or nil
 	keep  Keep
 	usage recency      // guarded by referring, held exclusively
 	tried atomic.Int64 // hundredths of a percent that were in use after the last eviction
@@ -124,6 +130,10 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	s.images = newImages(filepath.Join(opts.Root, "images"))
 	if opts.Pool != nil {
 		s.images.own, s.images.pool = &store{opts.Pool, opts.Engine}, opts.Pool
+		if opts.Spill != nil {
+			s.spill = newSpill(opts.Spill)
+			s.images.spill = s.spill.store
+		}
 	}
 	if opts.Shared != nil {
 		s.images.shared = &store{opts.Shared, opts.SharedEngine}
@@ -134,6 +144,9 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	}
 	if s.pool != nil && s.keep.on() {
 		s.pool.SetReclaim(s.reclaim)
+	}
+	if s.spill != nil {
+		s.spill.start(ctx, s)
 	}
 	return s, nil
 }
@@ -179,6 +192,9 @@ func openMetadata(ctx context.Context, path string) (*storage.MetaStore, error) 
 // Close stops using the metadata. It removes and unmounts nothing: containers
 // go on.
 func (s *Snapshotter) Close() error {
+	if s.spill != nil {
+		s.spill.end()
+	}
 	if s.pool != nil {
 		s.pool.SetReclaim(nil)
 	}

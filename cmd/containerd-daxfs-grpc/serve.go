@@ -48,7 +48,14 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 	if err != nil {
 		return fmt.Errorf("%w (daxfsctl doctor says more)", err)
 	}
-	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: cfg.Root, Pool: pool, Engine: e, Keep: cfg.Pool.Keep()})
+	spill, err := openSpill(ctx, cfg, pool)
+	if err != nil {
+		return err
+	}
+	if spill != nil {
+		defer func() { retErr = errors.Join(retErr, spill.Close()) }()
+	}
+	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: cfg.Root, Pool: pool, Engine: e, Keep: cfg.Pool.Keep(), Spill: spill})
 	if err != nil {
 		return err
 	}
@@ -113,6 +120,22 @@ func openPool(ctx context.Context, cfg *config.Config) (*daxmem.Pool, error) {
 		return nil, errors.Join(err, pool.Close())
 	}
 	return pool, nil
+}
+
+// openSpill opens or makes the copy on disk of a pool in memory; nil: there is
+// to be none.
+func openSpill(ctx context.Context, cfg *config.Config, pool *daxmem.Pool) (*daxmem.Pool, error) {
+	if !cfg.Pool.Persist {
+		return nil, nil
+	}
+	if pool.Region().Persistent() {
+		return nil, fmt.Errorf("pool.persist is true, but the pool in %s is not lost in a reboot: leave it out: %w", cfg.Pool.Path, errdefs.ErrFailedPrecondition)
+	}
+	spill, err := daxmem.OpenOrCreate(ctx, cfg.SpillPath(), daxmem.Options{MaxSize: max(int64(cfg.Pool.MaxSize), pool.Size())})
+	if err != nil {
+		return nil, fmt.Errorf("%w (it holds copies for pool.persist; without it layers that a reboot took are lost)", err)
+	}
+	return spill, nil
 }
 
 func logProbes(ctx context.Context, probes []engine.Probe) {

@@ -61,7 +61,13 @@ type Pool struct {
 	// those that were needed longest ago go then, until LowWatermark is left.
 	HighWatermark int `toml:"high_watermark"`
 	LowWatermark  int `toml:"low_watermark"`
+	// Persist keeps copies of the layers that snapshots need in a file below
+	// Root, for a pool in memory, which a reboot empties.
+	Persist bool `toml:"persist"`
 }
+
+// SpillPath is the file of Pool.Persist.
+func (c *Config) SpillPath() string { return filepath.Join(c.Root, "spill.daxfs") }
 
 // Keep is KeepUnused as the snapshotter takes it.
 func (p *Pool) Keep() snapshotter.Keep {
