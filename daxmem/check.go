@@ -2,6 +2,7 @@ package daxmem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -149,10 +150,15 @@ func (c *checker) run(ctx context.Context) error {
 		}
 	}
 	for _, s := range subjects {
+		if err := c.indexed(s); err != nil {
+			return err
+		}
 		if c.segment(ctx, s); ctx.Err() != nil {
 			return ctx.Err()
 		}
-		c.rep.Records++
+		if s.word.kind() != KindChain { // it is its record, which ownerView has compared
+			c.rep.Records++
+		}
 	}
 	c.rep.Extents = len(jobs)
 	if !c.opts.Data {
@@ -214,6 +220,24 @@ func (c *checker) changed(s subject) bool {
 	now := word(le.Uint64(b[:]))
 	// A takeover changes the fence and nothing else.
 	return err == nil && (now.state() != s.word.state() || now.life() != s.word.life())
+}
+
+// indexed looks a record up as other kernels do (invariant X). A pool that
+// nobody owns has an index that nobody needs.
+func (c *checker) indexed(s subject) error {
+	if ow, err := loadOwnerWord(c.p.w); err != nil || ow.state() != owned {
+		return err
+	}
+	found, err := c.p.ix.find(s.word.kind(), s.key, func(slot int) (bool, error) { return slot == s.rec.slot, nil })
+	switch {
+	case errors.Is(err, ErrCorrupt):
+		c.bad("index", c.p.sup.index, c.p.sup.indexSize, "a sound index", "%v", err)
+	case err != nil:
+		return err
+	case !found && !c.changed(s):
+		c.bad(recordName(s.word.kind(), s.key), slotOffset(s.rec.slot), recordSize, "in the index", "it is not")
+	}
+	return nil
 }
 
 func (c *checker) segment(ctx context.Context, s subject) {

@@ -27,6 +27,9 @@ var (
 	// ErrSeats: no seat at the pool, or not the one that was meant.
 	ErrSeats = fmt.Errorf("daxmem: no such seat: %w", errdefs.ErrUnavailable)
 
+	// ErrNoSwap: the region has no compare-and-swap, and the seat was not given.
+	ErrNoSwap = fmt.Errorf("daxmem: no compare-and-swap: %w", errdefs.ErrInvalidArgument)
+
 	// ErrFenced: another kernel has taken over what this one had, the pool or
 	// its seat. What is mounted stays as it is; nothing new can be done.
 	ErrFenced = fmt.Errorf("daxmem: fenced: %w", errdefs.ErrAborted)

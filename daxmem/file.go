@@ -89,6 +89,16 @@ func (r *fileRegion) Grow(size int64) error {
 	return nil
 }
 
+// Refresh notices that the owner has made the file longer.
+func (r *fileRegion) Refresh() error {
+	st, err := r.f.Stat()
+	if err != nil {
+		return err
+	}
+	r.size.Store(st.Size())
+	return nil
+}
+
 func (r *fileRegion) fallocate(mode uint32, off, n int64) error {
 	return r.control("fallocate", func(fd int) error { return unix.Fallocate(fd, mode, off, n) })
 }

@@ -6,8 +6,10 @@ import (
 	"github.com/daxfs/containerd-daxfs/internal/disk"
 )
 
-// seatCount is how many kernels can be at a pool.
-const seatCount = 64
+// SeatCount is how many kernels can be at a pool.
+const SeatCount = 64
+
+const seatCount = SeatCount
 
 // Parts of a seat, bytes from its beginning.
 const (

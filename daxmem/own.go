@@ -11,7 +11,7 @@ import (
 // then on. The index that counts is still the former owner's: see serve.
 func (p *Pool) acquire(sup *super, boot [16]byte) error {
 	g := &sup.geometry
-	id := Identity{Boot: boot, Instance: p.opts.Instance, Holder: clip(p.opts.Holder, identityText)}
+	id := Identity{Boot: boot, Instance: p.opts.Instance, Holder: HolderName(p.opts.Holder)}
 	// In a private region whoever else was there went with an earlier boot.
 	alone := p.region.Private()
 	former, err := loadOwnerWord(p.w)
@@ -26,7 +26,11 @@ func (p *Pool) acquire(sup *super, boot [16]byte) error {
 	if former.state() != ownedByNobody && holder.Boot != boot && !gone {
 		return fmt.Errorf("the pool is %v, %v, last heard of %v; if that kernel is gone, evict its seat: %w", former, holder, holder.Heartbeat.Format(time.RFC3339), ErrOwned)
 	}
-	if p.seat, err = claimSeat(p.w, g, id, p.opts.seat(), alone); err != nil {
+	fixed := p.opts.seat()
+	if fixed < 0 && !p.w.Atomic() {
+		fixed = 0 // the owner's, where seats are given by configuration
+	}
+	if p.seat, err = claimSeat(p.w, g, id, fixed, alone); err != nil {
 		return err
 	}
 	step("seat taken")

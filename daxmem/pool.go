@@ -49,8 +49,8 @@ type Options struct {
 	bootID func() ([16]byte, error)
 }
 
-// clip returns the last n bytes of s.
-func clip(s string, n int) string { return s[max(0, len(s)-n):] }
+// HolderName is what a seat has of Options.Holder.
+func HolderName(holder string) string { return holder[max(0, len(holder)-identityText):] }
 
 func (opts Options) seat() int {
 	if opts.Seat == nil {

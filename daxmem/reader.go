@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/log"
@@ -17,7 +18,7 @@ import (
 type Reader struct {
 	region Region
 	sup    *super
-	size   int64
+	size   atomic.Int64
 	w      Window // all that is shared, read-only
 	seat   *seat
 	ix     *index
@@ -54,7 +55,8 @@ func attach(ctx context.Context, region Region, opts Options) (_ *Reader, err er
 	if err != nil {
 		return nil, err
 	}
-	r := &Reader{region: region, sup: sup, size: own.size, verified: map[int]word{}, stop: make(chan struct{})}
+	r := &Reader{region: region, sup: sup, verified: map[int]word{}, stop: make(chan struct{})}
+	r.size.Store(own.size)
 	if r.w, err = region.Window(0, sup.dataStart, false); err != nil {
 		return nil, err
 	}
@@ -64,7 +66,7 @@ func attach(ctx context.Context, region Region, opts Options) (_ *Reader, err er
 		}
 	}()
 	r.ix = newIndex(r.w, &sup.geometry, sup.uuid)
-	id := Identity{Boot: boot, Instance: opts.Instance, Holder: clip(opts.Holder, identityText)}
+	id := Identity{Boot: boot, Instance: opts.Instance, Holder: HolderName(opts.Holder)}
 	if r.seat, err = claimOwn(region, &sup.geometry, id, opts.seat()); err != nil {
 		return nil, err
 	}
@@ -115,10 +117,26 @@ func (r *Reader) SelfContained() bool { return r.sup.incompat&featSelfContained 
 // Region is the memory that the pool lives in, for engines that mount from it.
 func (r *Reader) Region() Region { return r.region }
 
-// Size is the bytes of the region that the pool used when it was attached to.
-func (r *Reader) Size() int64 { return r.size }
+// Size is the bytes of the region that the pool uses, as far as this kernel has
+// needed to know.
+func (r *Reader) Size() int64 { return r.size.Load() }
 
-// Layer, Image and Chain return the record with that key, or ErrNotFound.
+// refresh notices that the owner has made the pool larger.
+func (r *Reader) refresh() error {
+	if g, ok := r.region.(interface{ Refresh() error }); ok {
+		if err := g.Refresh(); err != nil {
+			return err
+		}
+	}
+	_, own, err := readSuper(r.region)
+	if err != nil {
+		return err
+	}
+	r.size.Store(own.size)
+	return nil
+}
+
+// Layer returns the layer with that key, or ErrNotFound.
 func (r *Reader) Layer(key [32]byte) (*Record, error) { return r.find(KindLayer, key) }
 
 // Image returns the image with that key, or ErrNotFound.
@@ -262,9 +280,14 @@ func (r *Reader) verify(e *entry, slot int) error {
 	if known == e.word.life() {
 		return nil
 	}
-	b, err := readSegment(r.region, e, r.sup.dataStart, r.size)
+	// An image's bounds reach to the end of the pool as it was when the image
+	// was made.
+	if err := r.refresh(); err != nil {
+		return err
+	}
+	b, err := readSegment(r.region, e, r.sup.dataStart, r.Size())
 	if err == nil {
-		_, err = parseSegment(b, e.off, r.size, e.word.kind())
+		_, err = parseSegment(b, e.off, r.Size(), e.word.kind())
 	}
 	if err != nil {
 		return err
@@ -280,7 +303,7 @@ func (r *Reader) verify(e *entry, slot int) error {
 // Preconditions: the record is pinned.
 func (r *Reader) ReadSegment(rec *Record) ([]byte, error) {
 	e := entry{off: rec.Offset, size: rec.Size, digest: rec.Digest}
-	b, err := readSegment(r.region, &e, r.sup.dataStart, r.size)
+	b, err := readSegment(r.region, &e, r.sup.dataStart, r.Size())
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", rec.Name(), err)
 	}
@@ -303,6 +326,24 @@ func releaseLeft(s *seat) (n int, err error) {
 		n++
 	}
 	return n, nil
+}
+
+// Check reports ErrFenced when this kernel has lost its seat: what it has mounted
+// may be removed, and nothing new can be pinned.
+func (r *Reader) Check() error { return r.seat.check() }
+
+// Owner returns who owns the pool, or nil when nobody does: it was closed, or its
+// owner's seat was taken away.
+func (r *Reader) Owner() (*Seat, error) {
+	ow, err := loadOwnerWord(r.w)
+	if err != nil || ow.state() == ownedByNobody {
+		return nil, err
+	}
+	s, _, ok, err := readSeat(r.w, &r.sup.geometry, ow.seat())
+	if err != nil || !ok {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Seats lists the kernels at the pool.

@@ -37,13 +37,21 @@ func (p *Pool) find(kind Kind, key [32]byte) (*Record, error) {
 	return nil, fmt.Errorf("%s: %w", recordName(kind, key), ErrNotFound)
 }
 
-// Records returns all records, quarantined ones too, by slot.
+// Records returns all layers and images, and what is quarantined, by slot.
 func (p *Pool) Records() []*Record {
+	return p.list(func(r *record) bool { return r.word.kind() != KindChain || r.why != "" })
+}
+
+// Chains returns all chains, by slot: see Chain.
+func (p *Pool) Chains() []*Record {
+	return p.list(func(r *record) bool { return r.word.kind() == KindChain && r.why == "" })
+}
+
+func (p *Pool) list(want func(r *record) bool) (out []*Record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var out []*Record
 	for _, r := range p.slots {
-		if r != nil {
+		if r != nil && want(r) {
 			out = append(out, r.public())
 		}
 	}

@@ -34,6 +34,9 @@ type Identity struct {
 	Holder   string   // which daemon of the kernel, also for people: host name and directory; at most 64 bytes
 }
 
+// MaxInstance is the most bytes of an instance's name.
+const MaxInstance = identityText
+
 const identityText = 64 // bytes
 
 // lease is what a holder writes into its seat, bytes 8 to 255.
@@ -180,8 +183,8 @@ func claimSeat(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat
 	if fixed >= seatCount {
 		return nil, invalidf("seat %d, there are seats 0 to %d", fixed, seatCount-1)
 	}
-	if fixed < 0 && !w.Atomic() && !alone {
-		return nil, fmt.Errorf("claim a seat: this memory has no compare-and-swap, so that seats have to be given by configuration: %w", ErrInvalid)
+	if fixed < 0 && !w.Atomic() {
+		return nil, fmt.Errorf("claim a seat: this memory has no compare-and-swap, so that seats have to be given by configuration: %w", ErrNoSwap)
 	}
 	free, freeGeneration := -1, uint64(0)
 	var taken []string
@@ -200,6 +203,13 @@ func claimSeat(w Window, g *geometry, id Identity, fixed int, alone bool) (*seat
 				}
 				word, ok = makeSeatWord(seatFree, word.generation()+1), false
 			}
+		}
+		if ok && word.state() == seatClaimed && (fixed == n || alone) {
+			// Nobody else claims it: an earlier process of this kernel died at it.
+			if err := evictSeat(w, g, n, word); err != nil {
+				return nil, err
+			}
+			word, ok = makeSeatWord(seatFree, word.generation()+1), false
 		}
 		switch {
 		case ok && (fixed < 0 || fixed == n):

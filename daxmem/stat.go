@@ -115,7 +115,7 @@ type Stat struct {
 	LargestFree int64
 	FreeRecords int // of the catalog
 
-	LayerCount, ImageCount, ExtentCount, QuarantinedCount int
+	LayerCount, ImageCount, ChainCount, ExtentCount, QuarantinedCount int
 
 	NotDurable int // records that a loss of power could cost
 
@@ -151,8 +151,12 @@ func (p *Pool) Stat() (Stat, error) {
 		if r.flags&flagDurable == 0 {
 			s.NotDurable++
 		}
-		if k.kind == KindImage {
+		switch k.kind {
+		case KindImage:
 			s.ImageCount++
+			continue
+		case KindChain:
+			s.ChainCount++
 			continue
 		}
 		s.LayerCount++

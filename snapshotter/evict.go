@@ -119,7 +119,7 @@ func (s *Snapshotter) unused(live *LiveSet) ([]*name, error) {
 	if err != nil {
 		return nil, err
 	}
-	records := s.pool.Records()
+	records := append(s.pool.Records(), s.pool.Chains()...)
 	isNeeded := func(r *daxmem.Record) bool {
 		return r != nil && (live.Has(r.Kind, r.Key) || r.Pins > 0 || len(pinned[r.Slot]) > 0)
 	}

@@ -21,6 +21,8 @@ type Refs struct {
 	// Images are the committed snapshots whose chain makes an image, by its
 	// key, whether the pool has it already or not.
 	Images map[[32]byte][]string
+	// Chains are the committed snapshots with a chainID, by it.
+	Chains map[[32]byte][]string
 	// Users are the active and view snapshots that stand on an image.
 	Users map[[32]byte][]string
 	// Damaged are snapshots that name no usable layer, with the reason.
@@ -31,7 +33,7 @@ type Refs struct {
 func FindRefs(infos []snapshots.Info) *Refs {
 	r := &Refs{
 		Layers: make(map[[32]byte][]string), Images: make(map[[32]byte][]string),
-		Users: make(map[[32]byte][]string), Damaged: make(map[string]string),
+		Chains: make(map[[32]byte][]string), Users: make(map[[32]byte][]string), Damaged: make(map[string]string),
 	}
 	byName := make(map[string]snapshots.Info, len(infos))
 	for _, info := range infos {
@@ -45,6 +47,9 @@ func FindRefs(infos []snapshots.Info) *Refs {
 				continue
 			}
 			r.Layers[k] = append(r.Layers[k], info.Name)
+			if id, ok := chainID(info.Name); ok {
+				r.Chains[id] = append(r.Chains[id], info.Name)
+			}
 			if c, ok := chainIn(byName, info.Name); ok {
 				r.Images[c.key()] = append(r.Images[c.key()], info.Name)
 			}
@@ -82,8 +87,11 @@ func chainIn(byName map[string]snapshots.Info, name string) (chain, bool) {
 
 // Has reports whether a record is live: Live's answer, found from outside.
 func (r *Refs) Has(kind daxmem.Kind, k [32]byte) bool {
-	if kind == daxmem.KindImage {
+	switch kind {
+	case daxmem.KindImage:
 		return len(r.Images[k]) > 0
+	case daxmem.KindChain:
+		return len(r.Chains[k]) > 0
 	}
 	return len(r.Layers[k]) > 0
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -38,24 +39,16 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 		return err
 	}
 	defer func() { _ = listener.Close() }()
-	pool, err := openPool(ctx, cfg)
+	pools, err := openPools(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	defer func() { retErr = errors.Join(retErr, pool.Close()) }()
-	e, probes, err := engine.Select(ctx, cfg.Engine.Order, snapshotter.EnginePool(pool))
-	logProbes(ctx, probes)
-	if err != nil {
-		return fmt.Errorf("%w (daxfsctl doctor says more)", err)
-	}
-	spill, err := openSpill(ctx, cfg, pool)
-	if err != nil {
-		return err
-	}
-	if spill != nil {
-		defer func() { retErr = errors.Join(retErr, spill.Close()) }()
-	}
-	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: cfg.Root, Pool: pool, Engine: e, Keep: cfg.Pool.Keep(), Spill: spill})
+	defer func() { retErr = errors.Join(retErr, pools.Close()) }()
+	sn, err := snapshotter.New(ctx, snapshotter.Options{
+		Root: cfg.Root, Pool: pools.own, Engine: pools.engine, Shared: pools.shared, SharedEngine: pools.sharedEngine,
+		Missing: cfg.Share.Missing, AskWait: time.Duration(cfg.Share.AskTimeout), Convert: converter(cfg),
+		Keep: pools.keep, Spill: pools.spill,
+	})
 	if err != nil {
 		return err
 	}
@@ -63,13 +56,24 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 
 	server := grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
-	failed := make(chan error, 1)
+	working, stop := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer stop()
+	failed := make(chan error, 3)
+	background.Go(func() { failed <- pools.watch(working) })
+	if pools.own != nil && pools.shared == nil {
+		background.Go(func() { failed <- pools.own.Serve(working, sn.Answer) })
+	}
 	go func() { failed <- server.Serve(listener) }()
 	log.G(ctx).WithField("address", cfg.Address).WithField("pool", cfg.Pool.Path).WithField("version", version.String()).Info("serving")
 	notify(ctx, daemon.SdNotifyReady)
+	var ended error
 	select {
 	case err := <-failed:
-		return fmt.Errorf("serve on %s: %w", cfg.Address, err)
+		if err != nil {
+			ended = fmt.Errorf("serve on %s: %w", cfg.Address, err)
+		}
 	case <-ctx.Done():
 	}
 	notify(ctx, daemon.SdNotifyStopping)
@@ -82,7 +86,7 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 		server.Stop()
 		<-done
 	}
-	return nil
+	return ended
 }
 
 // makeDirectories makes the directories of the root and of a pool in a file.
@@ -99,43 +103,6 @@ func makeDirectories(cfg *config.Config) error {
 		}
 	}
 	return nil
-}
-
-// openPool opens or makes the pool that the configuration names.
-func openPool(ctx context.Context, cfg *config.Config) (*daxmem.Pool, error) {
-	pool, err := daxmem.OpenOrCreate(ctx, cfg.Pool.Path, daxmem.Options{
-		MaxSize: int64(cfg.Pool.MaxSize), SyncOnPublish: cfg.Pool.SyncOnCommit, SelfContained: !cfg.Pool.ShareExtents,
-	})
-	switch {
-	case errors.Is(err, daxmem.ErrOwned):
-		return nil, fmt.Errorf("%w (is there a second daemon? daxfsctl pool stat names the owner)", err)
-	case errors.Is(err, daxmem.ErrNotPool):
-		return nil, fmt.Errorf("%w (if nobody needs it, daxfsctl pool create --force overwrites it)", err)
-	case err != nil:
-		return nil, err
-	}
-	if pool.SelfContained() == cfg.Pool.ShareExtents {
-		err := fmt.Errorf("pool.share_extents is %v, but the pool in %s was made with %v: correct it, or make a new pool: %w",
-			cfg.Pool.ShareExtents, cfg.Pool.Path, !cfg.Pool.ShareExtents, errdefs.ErrFailedPrecondition)
-		return nil, errors.Join(err, pool.Close())
-	}
-	return pool, nil
-}
-
-// openSpill opens or makes the copy on disk of a pool in memory; nil: there is
-// to be none.
-func openSpill(ctx context.Context, cfg *config.Config, pool *daxmem.Pool) (*daxmem.Pool, error) {
-	if !cfg.Pool.Persist {
-		return nil, nil
-	}
-	if pool.Region().Persistent() {
-		return nil, fmt.Errorf("pool.persist is true, but the pool in %s is not lost in a reboot: leave it out: %w", cfg.Pool.Path, errdefs.ErrFailedPrecondition)
-	}
-	spill, err := daxmem.OpenOrCreate(ctx, cfg.SpillPath(), daxmem.Options{MaxSize: max(int64(cfg.Pool.MaxSize), pool.Size())})
-	if err != nil {
-		return nil, fmt.Errorf("%w (it holds copies for pool.persist; without it layers that a reboot took are lost)", err)
-	}
-	return spill, nil
 }
 
 func logProbes(ctx context.Context, probes []engine.Probe) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -18,8 +19,8 @@ func poolCreateCommand() *cli.Command {
 		Name:  "create",
 		Usage: "make an empty pool where the configuration says",
 		Description: "The daemon does this by itself at its first start, in a new file and in memory that begins with zeros.\n" +
-			"Here it is for memory that holds something else: --force overwrites all of it. No kernel may have\n" +
-			"anything of it mounted; only the mounts of the daemon's root directory are looked at.",
+			"Here it is for memory that holds something else: --force overwrites all of it. It is\n" +
+			"refused while a kernel has a seat at the pool, or this one has something of it mounted.",
 		Flags:  []cli.Flag{&cli.BoolFlag{Name: "force", Usage: "overwrite what is there"}},
 		Action: poolCreate,
 	}
@@ -85,6 +86,11 @@ func wipe(cfg *config.Config) error {
 	region, err := daxmem.OpenRegion(cfg.Pool.Path)
 	if err != nil {
 		return err
+	}
+	// What holds something else than a pool has no seats.
+	if seats, err := poolSeats(context.Background(), cfg); err == nil && len(seats) > 0 {
+		shut(region)
+		return fmt.Errorf("%s: %v is at the pool: stop its daemon, or evict it if it is gone (daxfsctl lease evict)", escape(cfg.Pool.Path), seats[0])
 	}
 	return errors.Join(region.Punch(0, region.Size()&^(disk.BlockSize-1)), region.Sync(), region.Close())
 }

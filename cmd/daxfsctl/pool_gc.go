@@ -172,7 +172,7 @@ func (r *gcJSON) compare(ctx context.Context, cfg *config.Config) error {
 	}
 	defer shut(pool)
 	there := make(map[int]uint32)
-	for _, rec := range pool.Records() {
+	for _, rec := range append(pool.Records(), pool.Chains()...) {
 		there[rec.Slot] = rec.Generation
 	}
 	planned := r.Removed

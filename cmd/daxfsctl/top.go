@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
@@ -41,31 +40,16 @@ func topCommand() *cli.Command {
 
 // topJSON is one look at the pool.
 type topJSON struct {
-	Pool    string      `json:"pool"`
-	UUID    string      `json:"uuid"`
-	Time    time.Time   `json:"time"`
-	Size    int64       `json:"size"`
-	Used    int64       `json:"used"`
-	Slots   int         `json:"records_max"`
-	Owned   bool        `json:"owned"` // false: nobody owns the pool now
-	Fence   uint64      `json:"fence"`
-	Seats   []*seatJSON `json:"seats"`
-	Records []*useJSON  `json:"records"` // images, layers, chains; in each kind those that most kernels use first
-}
-
-// seatJSON is one kernel at the pool.
-type seatJSON struct {
-	Seat      int       `json:"seat"`
-	Held      bool      `json:"held"` // false: being claimed
-	Owner     bool      `json:"owner"`
-	Instance  string    `json:"instance,omitempty"`
-	Holder    string    `json:"holder,omitempty"`
-	Boot      string    `json:"boot_id"`
-	Claimed   time.Time `json:"claimed"`
-	Heartbeat time.Time `json:"heartbeat"`
-	Age       float64   `json:"heartbeat_age_seconds"` // below 0: that kernel's clock is ahead of this one's
-	Pins      int       `json:"pins"`
-	Damaged   string    `json:"damaged,omitempty"`
+	Pool    string     `json:"pool"`
+	UUID    string     `json:"uuid"`
+	Time    time.Time  `json:"time"`
+	Size    int64      `json:"size"`
+	Used    int64      `json:"used"`
+	Slots   int        `json:"records_max"`
+	Owned   bool       `json:"owned"` // false: nobody owns the pool now
+	Fence   uint64     `json:"fence"`
+	Seats   []seatJSON `json:"seats"`
+	Records []*useJSON `json:"records"` // images, layers, chains; in each kind those that most kernels use first
 }
 
 // useJSON is one record and who has it pinned.
@@ -163,16 +147,12 @@ func (v *topView) look(ctx context.Context) (*topJSON, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
 	res := &topJSON{
-		Pool: v.cfg.Pool.Path, UUID: u.UUID.String(), Time: now.UTC(), Size: u.Size, Used: u.Used, Slots: u.Slots,
-		Owned: u.Owned, Fence: u.Fence, Seats: []*seatJSON{}, Records: []*useJSON{},
+		Pool: v.cfg.Pool.Path, UUID: u.UUID.String(), Time: time.Now().UTC(), Size: u.Size, Used: u.Used, Slots: u.Slots,
+		Owned: u.Owned, Fence: u.Fence, Seats: []seatJSON{}, Records: []*useJSON{},
 	}
 	for _, s := range u.Seats {
-		res.Seats = append(res.Seats, &seatJSON{
-			Seat: s.Number, Held: s.Held, Owner: s.Owner, Instance: escape(s.Instance), Holder: escape(s.Holder), Boot: uuid.UUID(s.Boot).String(),
-			Claimed: s.Claimed.UTC(), Heartbeat: s.Heartbeat.UTC(), Age: now.Sub(s.Heartbeat).Seconds(), Pins: s.Pins, Damaged: s.Damaged,
-		})
+		res.Seats = append(res.Seats, newSeatJSON(s))
 	}
 	slices.SortStableFunc(u.Uses, func(a, b *daxmem.Use) int {
 		if a.Kind == b.Kind && len(a.Seats) != len(b.Seats) {

@@ -27,7 +27,7 @@ func (r *topJSON) print(w io.Writer) error {
 	if err := table(w, func(w io.Writer) {
 		fmt.Fprintln(w, "SEAT\tKERNEL\tHOLDER\tHEARTBEAT\tPINS\tROLE")
 		for _, s := range r.Seats {
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\n", s.Seat, cmp.Or(s.Instance, "boot "+s.Boot[:8]), cmp.Or(s.Holder, "-"), s.age(), s.Pins, s.role())
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\n", s.Seat, cmp.Or(escape(s.Instance), "boot "+s.Boot[:8]), orDash(s.Holder), s.age(r.Time), s.Pins, s.role())
 		}
 	}); err != nil {
 		return err
@@ -42,32 +42,6 @@ func (r *topJSON) print(w io.Writer) error {
 			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", u.Kind, u.Key[:12], u.Kernels, u.seats(), size(u.Space), size(u.Data), u.note())
 		}
 	})
-}
-
-// age is how long ago the heartbeat was.
-func (s *seatJSON) age() string {
-	switch d := time.Duration(s.Age * float64(time.Second)); {
-	case s.Heartbeat.IsZero():
-		return "never"
-	case d < -time.Second:
-		return fmt.Sprintf("%v ahead: clocks differ", (-d).Round(time.Second))
-	case d < time.Minute:
-		return fmt.Sprintf("%.0f s ago", max(0, d.Seconds()))
-	default:
-		return d.Round(time.Second).String() + " ago"
-	}
-}
-
-func (s *seatJSON) role() string {
-	switch {
-	case s.Damaged != "":
-		return "damaged: " + s.Damaged
-	case !s.Held:
-		return "arriving"
-	case s.Owner:
-		return "owner"
-	}
-	return "reader"
 }
 
 func (u *useJSON) seats() string {

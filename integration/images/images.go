@@ -29,6 +29,8 @@ var recipes = func() []recipe {
 		{"python", 1, "debian", makePython},
 		{"nasty", 2, "", makeNasty},
 		{"rootopaque", 1, "", makeRootOpaque},
+		{Sized[0], 1, "", makeSized(500_000)},
+		{Sized[1], 1, "", makeSized(10_000_000)},
 	}
 	for i := range Family {
 		r = append(r, recipe{Family[i], 1, "debian", makeFamily(i)})

@@ -57,8 +57,11 @@ func (r *Registry) OnBlob(f func(digest.Digest)) {
 
 // Serve listens on a free loopback port. It returns the address to pull from
 // and a function that ends the server.
-func (r *Registry) Serve() (addr string, stop func(), err error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func (r *Registry) Serve() (addr string, stop func(), err error) { return r.ServeAt("127.0.0.1:0") }
+
+// ServeAt is Serve at an address.
+func (r *Registry) ServeAt(address string) (addr string, stop func(), err error) {
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return "", nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
@@ -33,6 +34,7 @@ type Config struct {
 	// LogLevel is trace, debug, info, warn, error, fatal or panic.
 	LogLevel string `toml:"log_level"`
 	Pool     Pool   `toml:"pool"`
+	Share    Share  `toml:"share"`
 	Engine   Engine `toml:"engine"`
 }
 
@@ -77,6 +79,57 @@ func (p *Pool) Keep() snapshotter.Keep {
 	return snapshotter.Keep{High: p.HighWatermark, Low: p.LowWatermark}
 }
 
+// Roles of a kernel at a pool.
+const (
+	// RoleOwner makes the pool, unpacks into it and collects.
+	RoleOwner = "owner"
+	// RoleReader uses what another kernel's daemon has put into it.
+	RoleReader = "reader"
+	// RoleAuto is RoleOwner where nobody else is, and RoleReader as long as
+	// somebody is.
+	RoleAuto = "auto"
+)
+
+// Share is how this kernel uses a pool together with others.
+type Share struct {
+	// Role is RoleOwner, RoleReader or RoleAuto.
+	Role string `toml:"role"`
+	// Instance is this kernel's name among those at the pool, or empty. No two
+	// may have the same: an earlier boot of it loses its seat to a later one.
+	Instance string `toml:"instance"`
+	// Seat is this kernel's seat, 0 to 63, or -1 for any that is free. A pool on
+	// /dev/pmemN needs one.
+	Seat int `toml:"seat"`
+	// Missing says what a reader does about images that the pool does not have.
+	Missing snapshotter.Missing `toml:"missing"`
+	// AskTimeout is how long the owner may take to bring one.
+	AskTimeout Duration `toml:"ask_timeout"`
+	// OwnPool is the file of a reader's own pool, for what it unpacks itself.
+	// Default: pool.daxfs below Root.
+	OwnPool string `toml:"own_pool"`
+	// Containerd is the socket through which an owner pulls images that others
+	// ask for; empty: it does not.
+	Containerd string `toml:"containerd"`
+	// Snapshotter is what that containerd calls this daemon.
+	Snapshotter string `toml:"snapshotter"`
+}
+
+// Duration is a time.Duration, written as "5m".
+type Duration time.Duration
+
+// UnmarshalText reads a duration.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return fmt.Errorf("duration %q: want a number with a unit, as \"90s\" or \"5m\": %w", b, errdefs.ErrInvalidArgument)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalText writes a duration.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
 // Engine is how images are mounted.
 type Engine struct {
 	// Order are the engines that may be used, best first. Empty: all.
@@ -106,6 +159,9 @@ func Default() *Config {
 		Address:  "/run/containerd-daxfs/containerd-daxfs.sock",
 		LogLevel: "info",
 		Pool:     Pool{MaxSize: 64 << 30, ShareExtents: true, HighWatermark: 90, LowWatermark: 75},
+		Share: Share{
+			Role: RoleOwner, Seat: -1, Missing: snapshotter.MissingAsk, AskTimeout: Duration(5 * time.Minute), Snapshotter: "daxfs",
+		},
 	}
 }
 
@@ -187,10 +243,40 @@ func (c *Config) Check() error {
 	if h, l := c.Pool.HighWatermark, c.Pool.LowWatermark; l < 1 || l > h || h > 100 {
 		return bad("pool.low_watermark is %d and pool.high_watermark %d, want percents with 1 <= low <= high <= 100", l, h)
 	}
+	if err := c.Share.check(c.Root, bad); err != nil {
+		return err
+	}
 	for _, e := range c.Engine.Order {
 		if !slices.Contains(engine.Names(), e) {
 			return bad("engine.order names %q, have %s", e, strings.Join(engine.Names(), ", "))
 		}
+	}
+	return nil
+}
+
+// check completes the section and reports what makes no sense.
+func (s *Share) check(root string, bad func(format string, args ...any) error) error {
+	roles := []string{RoleOwner, RoleReader, RoleAuto}
+	ways := []snapshotter.Missing{snapshotter.MissingAsk, snapshotter.MissingLocal, snapshotter.MissingFail}
+	switch {
+	case !slices.Contains(roles, s.Role):
+		return bad("share.role %q, have %s", s.Role, strings.Join(roles, ", "))
+	case !slices.Contains(ways, s.Missing):
+		return bad("share.missing %q, have %s, %s, %s", s.Missing, ways[0], ways[1], ways[2])
+	case s.Seat < -1 || s.Seat >= daxmem.SeatCount:
+		return bad("share.seat is %d, want 0 to %d, or -1 for any", s.Seat, daxmem.SeatCount-1)
+	case len(s.Instance) > daxmem.MaxInstance:
+		return bad("share.instance %q has %d bytes, want at most %d", s.Instance, len(s.Instance), daxmem.MaxInstance)
+	case s.AskTimeout <= 0:
+		return bad("share.ask_timeout is %v, want more than 0", time.Duration(s.AskTimeout))
+	case s.Containerd != "" && !filepath.IsAbs(s.Containerd):
+		return bad("share.containerd %q is not an absolute path", s.Containerd)
+	}
+	if s.OwnPool == "" {
+		s.OwnPool = filepath.Join(root, "pool.daxfs")
+	}
+	if !filepath.IsAbs(s.OwnPool) {
+		return bad("share.own_pool %q is not an absolute path", s.OwnPool)
 	}
 	return nil
 }

@@ -94,6 +94,9 @@ func superblocks() []string {
 	return out
 }
 
+// Superblocks is how many superblocks of images this kernel has.
+func Superblocks() int { return len(superblocks()) }
+
 // newSuperblocks lists the superblocks that were not there before.
 func newSuperblocks(before []string) []string {
 	return slices.DeleteFunc(superblocks(), func(s string) bool { return slices.Contains(before, s) })
