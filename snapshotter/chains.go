@@ -3,9 +3,12 @@ package snapshotter
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"os"
 	"regexp"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
@@ -32,11 +35,12 @@ func chainID(name string) (id [32]byte, ok bool) {
 }
 
 // publishChain lets others find the layer of an unpacked snapshot by its
-// chainID. The snapshot is there in any case.
-func (s *Snapshotter) publishChain(ctx context.Context, name string, sn *snapshot, layer [32]byte) {
+// chainID. parent is that of the committed snapshot, which a parallel unpack
+// tells at its end. The snapshot is there in any case.
+func (s *Snapshotter) publishChain(ctx context.Context, name, parent string, sn *snapshot, layer [32]byte) {
 	id, ok := chainID(name)
-	below, okBelow := chainID(sn.info.Parent)
-	if !isUnpack(sn.info) || !ok || sn.info.Parent != "" && !okBelow {
+	below, okBelow := chainID(parent)
+	if s.pool == nil || !isUnpack(sn.info) || !ok || parent != "" && !okBelow {
 		return // a client's own doing, which is nobody else's business
 	}
 	if _, err := s.pool.PublishChain(ctx, id, layer, below); err != nil {
@@ -44,39 +48,68 @@ func (s *Snapshotter) publishChain(ctx context.Context, name string, sn *snapsho
 	}
 }
 
-// adoptChain makes the committed snapshot that an unpack is about to make, if a
-// pool has its chain, and reports whether it did. Nothing is fetched or unpacked
-// then.
-func (s *Snapshotter) adoptChain(ctx context.Context, key, parent string, opts []snapshots.Opt) (bool, error) {
+// labelParent is the chainID of the layer below on the snapshots that a
+// parallel unpack prepares without a parent (core/unpack of containerd).
+const labelParent = "containerd.io/snapshot/parent-chain-id"
+
+// adoptChain answers an unpack's Prepare with what a pool has of the chain:
+// nothing is fetched or unpacked then. A sequential unpack finds the committed
+// snapshot already there (committed is true). A parallel one, which tells the
+// parent only when it commits, gets mounts that are read-only, by which
+// containerd knows that there is nothing to apply. Neither: the chain is not
+// there.
+func (s *Snapshotter) adoptChain(ctx context.Context, key, parent string, opts []snapshots.Opt) (committed bool, mounts []mount.Mount, _ error) {
 	var base snapshots.Info
 	for _, o := range opts {
 		if err := o(&base); err != nil {
-			return false, err
+			return false, nil, err
 		}
 	}
 	target := base.Labels[labelTarget]
 	id, ok := chainID(target)
-	below, okBelow := chainID(parent)
-	if !ok || parent != "" && !okBelow {
-		return false, nil
+	on := parent
+	if parent == "" {
+		on = base.Labels[labelParent]
+	}
+	below, okBelow := chainID(on)
+	if !ok || on != "" && !okBelow {
+		return false, nil, nil
 	}
 	st, rec, err := s.findChain(ctx, id, below, base.Labels)
 	if st == nil || err != nil {
-		return false, err
+		return false, nil, err
 	}
 	layer, unpin, err := st.Pin(daxmem.KindLayer, rec.Digest)
 	if errdefs.IsNotFound(err) {
-		return false, nil // removed in this moment
+		return false, nil, nil // removed in this moment
 	}
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
 	defer unpin()
+	l := log.G(ctx).WithField("key", key).WithField("chain", target).WithField("pool", st.Region().Path())
+	if parent == "" && on != "" {
+		if mounts, err = s.stageLayer(ctx, key, layer, opts); err == nil {
+			l.Info("layer staged from the pool")
+		}
+		return false, mounts, err
+	}
+	if err := s.commitLayer(ctx, key, parent, target, layer, opts); err != nil {
+		return false, nil, err
+	}
+	s.keepLayer(ctx, layer.Key)
+	l.Info("layer found in the pool")
+	return true, nil, nil
+}
+
+// commitLayer makes the committed snapshot that an unpack is about to make, with
+// a layer of the pool, which is pinned.
+func (s *Snapshotter) commitLayer(ctx context.Context, key, parent, target string, layer *daxmem.Record, opts []snapshots.Opt) error {
 	// containerd finds the snapshot by its label and parent, so that any name
 	// will do that is no other's.
 	name := metadataPrefix.FindString(key) + target
 	labels := snapshots.WithLabels(map[string]string{LabelLayer: hexKey(layer.Key)})
-	err = s.refer(ctx, func(ctx context.Context) error {
+	return s.refer(ctx, func(ctx context.Context) error {
 		if _, _, _, err := storage.GetInfo(ctx, name); err == nil {
 			return nil
 		}
@@ -86,41 +119,110 @@ func (s *Snapshotter) adoptChain(ctx context.Context, key, parent string, opts [
 		_, err := storage.CommitActive(ctx, key, name, s.layerUsage(layer), append(opts, withLabelsOver(labels))...)
 		return err
 	})
+}
+
+// stageLayer makes an active snapshot that is a layer of the pool already, and
+// becomes it at Commit.
+func (s *Snapshotter) stageLayer(ctx context.Context, key string, layer *daxmem.Record, opts []snapshots.Opt) ([]mount.Mount, error) {
+	tmp, err := s.stage(snapshots.KindActive)
 	if err != nil {
-		return false, err
+		return nil, err
+	}
+	var id string
+	labels := snapshots.WithLabels(map[string]string{labelStaged: hexKey(layer.Key)})
+	err = s.refer(ctx, func(ctx context.Context) error {
+		made, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, "", append(opts, withLabelsOver(labels))...)
+		if err != nil {
+			return fmt.Errorf("create snapshot %q: %w", key, err)
+		}
+		id = made.ID
+		if err := os.Rename(tmp, s.dir(id)); err != nil {
+			return fmt.Errorf("create snapshot %q: %w", key, err)
+		}
+		tmp = s.dir(id)
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(tmp))
 	}
 	s.keepLayer(ctx, layer.Key)
-	log.G(ctx).WithField("key", name).WithField("pool", st.Region().Path()).Info("layer found in the pool")
-	return true, nil
+	return stagedMounts(s.upper(id)), nil
+}
+
+// stagedMounts are those of a staged snapshot, whose directory is empty.
+func stagedMounts(upper string) []mount.Mount {
+	return []mount.Mount{{Type: "bind", Source: upper, Options: []string{"ro", "rbind"}}}
+}
+
+// staged returns the layer that an active snapshot was staged with.
+func staged(info snapshots.Info) (k key, ok bool, err error) {
+	v, ok := info.Labels[labelStaged]
+	if !ok || info.Kind != snapshots.KindActive {
+		return k, false, nil
+	}
+	if k, err = parseKey(v); err != nil {
+		return k, false, fmt.Errorf("snapshot %q: label %s: %w: %w", info.Name, labelStaged, err, ErrDamaged)
+	}
+	return k, true, nil
+}
+
+// pinLayer pins a layer in whatever pool has it.
+func (s *Snapshotter) pinLayer(k key) (*daxmem.Record, func(), error) {
+	for _, st := range s.images.stores() {
+		rec, unpin, err := st.Pin(daxmem.KindLayer, k)
+		if !errdefs.IsNotFound(err) {
+			return rec, unpin, err
+		}
+	}
+	return nil, nil, fmt.Errorf("layer %s: %w", k, ErrLayerLost)
 }
 
 // findChain looks for a chain in the pools, and asks the owner of the other for
 // it; no store, no chain.
 func (s *Snapshotter) findChain(ctx context.Context, id, below [32]byte, labels map[string]string) (*store, *daxmem.Record, error) {
 	for _, st := range s.images.stores() {
-		rec, err := st.Chain(id)
-		switch {
-		case errdefs.IsNotFound(err):
-			continue
-		case err != nil:
-			return nil, nil, err
-		case rec.ChainID != below:
-			return nil, nil, fmt.Errorf("chain %x is on chain %x, not on %x: %w", id, rec.ChainID[:8], below[:8], errdefs.ErrFailedPrecondition)
+		rec, err := st.chainOn(ctx, id, below)
+		if !errdefs.IsNotFound(err) {
+			return st, rec, err
 		}
-		return st, rec, nil
 	}
-	if s.images.shared == nil {
+	shared := s.images.shared
+	if shared == nil {
 		return nil, nil, nil
 	}
-	err := s.images.ask.convert(ctx, id, labels)
+	// A parallel unpack comes with all layers at once; the first one's answer is
+	// theirs too.
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	rec, err := shared.chainOn(ctx, id, below)
+	if errdefs.IsNotFound(err) {
+		if err = s.images.ask.convert(ctx, id, labels); err == nil {
+			rec, err = shared.chainOn(ctx, id, below)
+		}
+	}
 	if err == nil {
-		rec, err := s.images.shared.Chain(id)
-		return s.images.shared, rec, err
+		return shared, rec, nil
 	}
 	if s.pool == nil || s.images.ask.missing == MissingFail {
-		return nil, nil, fmt.Errorf("chain sha256:%x is not in the pool %s: %w: %w", id, s.images.shared.Region().Path(), err, errdefs.ErrFailedPrecondition)
+		return nil, nil, fmt.Errorf("chain sha256:%x is not in the pool %s: %w: %w", id, shared.Region().Path(), err, errdefs.ErrFailedPrecondition)
 	}
 	return nil, nil, nil // unpacked here
+}
+
+// chainOn finds a chain on top of another. One that the pool says is on
+// something else is not found.
+func (s *store) chainOn(ctx context.Context, id, below [32]byte) (*daxmem.Record, error) {
+	rec, err := s.Chain(id)
+	if err != nil {
+		return nil, err
+	}
+	if rec.ChainID != below {
+		// A chainID is a digest of all that is below: somebody lies.
+		log.G(ctx).WithField("chain", key(id)).WithField("on", key(below)).WithField("recorded", key(rec.ChainID)).
+			Warn("chain stands on another one in the pool, and is not used")
+		return nil, fmt.Errorf("chain sha256:%x on sha256:%x: %w", id, below[:8], daxmem.ErrNotFound)
+	}
+	return rec, nil
 }
 
 // keepLayer pins a layer of the other pool for the snapshots of this kernel.

@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,11 +51,20 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if sn.info.Kind != snapshots.KindActive {
 		return fmt.Errorf("commit snapshot %q: it is not active: %w", key, errdefs.ErrFailedPrecondition)
 	}
-	rec, unpin, err := s.importUpper(ctx, sn)
-	if errors.Is(err, daxmem.ErrNotFound) {
-		// The layer was there, unused, and made room for another in the moment
-		// before it could be pinned.
+	stagedLayer, isStaged, err := staged(sn.info)
+	var rec *daxmem.Record
+	var unpin func()
+	switch {
+	case err != nil:
+	case isStaged:
+		rec, unpin, err = s.pinLayer(stagedLayer)
+	default:
 		rec, unpin, err = s.importUpper(ctx, sn)
+		if errors.Is(err, daxmem.ErrNotFound) {
+			// The layer was there, unused, and made room for another in the
+			// moment before it could be pinned.
+			rec, unpin, err = s.importUpper(ctx, sn)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("commit snapshot %q: %w", key, err)
@@ -69,7 +79,9 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	}
 	s.images.unuse(ctx, sn.id)
 	s.removeUpper(ctx, sn.id)
-	s.publishChain(ctx, name, sn, rec.Key)
+	if !isStaged {
+		s.publishChain(ctx, name, cmp.Or(base.Parent, sn.info.Parent), sn, rec.Key)
+	}
 	return nil
 }
 

@@ -23,6 +23,10 @@ const (
 	LabelEngine = ownPrefix + "engine"
 )
 
+// labelStaged is on active snapshots that are a layer of the pool already: its
+// key.
+const labelStaged = ownPrefix + "staged"
+
 // labelTarget is on the snapshots that containerd's unpack prepares: the
 // chainID it will commit (core/snapshots, "containerd.io/snapshot.ref").
 const labelTarget = "containerd.io/snapshot.ref"

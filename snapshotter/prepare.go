@@ -47,19 +47,22 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err := refuseOwnLabels(base.Labels); err != nil {
 		return nil, err
 	}
+	// Until the snapshot is in the metadata nothing says that its image, or its
+	// layer, is in use.
+	s.collecting.RLock()
+	defer s.released(ctx)
 	if kind == snapshots.KindActive && base.Labels[labelTarget] != "" {
-		there, err := s.adoptChain(ctx, key, parent, opts)
+		committed, mounts, err := s.adoptChain(ctx, key, parent, opts)
 		if err != nil {
 			return nil, err
 		}
-		if there {
+		if committed {
 			return nil, fmt.Errorf("snapshot %q: the layer is in the pool: %w", base.Labels[labelTarget], errdefs.ErrAlreadyExists)
 		}
+		if mounts != nil {
+			return mounts, nil
+		}
 	}
-	// Until the snapshot is in the metadata nothing says that its image is in
-	// use.
-	s.collecting.RLock()
-	defer s.released(ctx)
 
 	tmp, err := s.stage(kind)
 	if err != nil {
@@ -133,6 +136,9 @@ func (s *Snapshotter) stage(kind snapshots.Kind) (string, error) {
 func (s *Snapshotter) mounts(ctx context.Context, sn *snapshot) ([]mount.Mount, error) {
 	active := sn.info.Kind == snapshots.KindActive
 	mapping := idmapOptions(sn.info.Labels)
+	if _, is, err := staged(sn.info); is || err != nil {
+		return stagedMounts(s.upper(sn.id)), err
+	}
 	if active && isUnpack(sn.info) {
 		// Without lowerdir: containerd's differ writes into upperdir only, and
 		// for an overlay it writes whiteouts as overlayfs wants them. A bind

@@ -40,6 +40,10 @@ func FindRefs(infos []snapshots.Info) *Refs {
 		byName[info.Name] = info
 	}
 	for _, info := range infos {
+		if k, ok, _ := staged(info); ok {
+			r.Layers[k] = append(r.Layers[k], info.Name)
+			continue
+		}
 		if info.Kind == snapshots.KindCommitted {
 			k, err := layerOf(info)
 			if err != nil {

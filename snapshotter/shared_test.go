@@ -207,6 +207,69 @@ func TestAttach(t *testing.T) {
 	k.owner.check(t)
 }
 
+// A parallel unpack tells a layer's parent at its end. Layers that the pool has
+// are read-only to it, and committed as they are; chains that it made say what
+// they stand on.
+func TestAttachParallel(t *testing.T) {
+	k := startKernels(t, snapshotter.MissingAsk, false)
+	labels := func(name, below string) snapshots.Opt {
+		l := map[string]string{"containerd.io/snapshot.ref": ref(name)}
+		if below != "" {
+			l["containerd.io/snapshot/parent-chain-id"] = ref(below)
+		}
+		return snapshots.WithLabels(l)
+	}
+	// unpackParallel returns whether the layer had to be unpacked.
+	unpackParallel := func(sn snapshots.Snapshotter, ns, name, below, parent string, fill func(string)) bool {
+		t.Helper()
+		key := ns + "/1/extract-1 " + ref(name)
+		mounts, err := sn.Prepare(ctx, key, "", labels(name, below))
+		if err != nil {
+			t.Fatal(err)
+		}
+		unpacked := !mounts[0].ReadOnly()
+		if unpacked {
+			for _, o := range mounts[0].Options {
+				if dir, ok := cutPrefix(o, "upperdir="); ok {
+					fill(dir)
+				}
+			}
+		}
+		if again, err := sn.Mounts(ctx, key); err != nil || again[0].ReadOnly() == unpacked {
+			t.Errorf("mounts again: %+v, %v", again, err)
+		}
+		if err := sn.Commit(ctx, ns+"/2/"+ref(name), key, labels(name, below), snapshots.WithParent(parent)); err != nil {
+			t.Fatal(err)
+		}
+		return unpacked
+	}
+	one, _ := unpack(t, k.owner, "a", "one", "", layerOne(t))
+	if !unpackParallel(k.owner, "a", "two", "one", one, layerTwo(t)) {
+		t.Error("staged from an empty pool")
+	}
+	// The same chainIDs on the owner itself, in another namespace, and elsewhere.
+	for ns, sn := range map[string]*rig{"other": k.owner, "b": k.reader} {
+		never := func(string) { t.Error("unpacked") }
+		one, unpacked := unpack(t, sn, ns, "one", "", never)
+		if unpacked || unpackParallel(sn, ns, "two", "one", one, never) {
+			t.Errorf("%s: a layer was unpacked that the pool has", ns)
+		}
+		mounts, err := sn.Prepare(ctx, ns+"/9/container", ns+"/2/"+ref("two"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		lower := lowerOf(t, mounts)
+		if got := read(t, lower+"/etc/os") + read(t, lower+"/etc/gone") + read(t, lower+"/more"); got != "twoxmore" {
+			t.Errorf("%s: read %q", ns, got)
+		}
+	}
+	// A chainID with another layer below is not the same.
+	mounts, err := k.reader.Prepare(ctx, "b/1/extract-2 "+ref("two"), "", labels("two", "else"))
+	if !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("on another layer: %+v, %v", mounts, err)
+	}
+}
+
 // What the pool does not have is unpacked into the reader's own pool, with the
 // layers below copied once, or it is an error.
 func TestMissing(t *testing.T) {

@@ -95,6 +95,7 @@ type Snapshotter struct {
 
 	// layers are the pins of the other pool's layers that snapshots need.
 	convert func(ctx context.Context, name string) error
+	asking  sync.Mutex // for chains, one after the other
 
 	kept   sync.Mutex
 	layers map[[32]byte]func()

@@ -146,6 +146,9 @@ func (s *Snapshotter) wantedLayers(ctx context.Context) (layers chain, chains []
 	var first, rest chain
 	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+			if k, ok, _ := staged(info); ok {
+				first = append(first, k)
+			}
 			if info.Kind != snapshots.KindCommitted {
 				if c, err := chainOf(ctx, info.Parent); err == nil {
 					first = append(first, c...)
