@@ -112,6 +112,9 @@ func (r *Reader) ask(ctx context.Context, body []byte) error {
 	}
 	at := g.seat(s.number) + seatRequest
 	number, err := s.w.Load(at)
+	// Replies to former holders of the seat are still there: no number of theirs
+	// is used again.
+	number = max(number, s.word.generation()<<32)
 	if err == nil {
 		_, err = s.w.WriteAt(body, at+requestBody)
 	}
