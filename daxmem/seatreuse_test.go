@@ -40,6 +40,11 @@ func TestAskAtUsedSeat(t *testing.T) {
 				t.Errorf("holder %d was answered, and nobody was asked", n)
 			}
 		}
+		var w Watch
+		u := look(t, &w, p.path)
+		if len(u.Asked) != 1 || u.Asked[0].Number != number || u.Asked[0].Times != uint32(n+1) || u.Asked[0].Outcome != "done" || u.Asked[0].Chain != key("chain") {
+			t.Errorf("asked %+v", u.Asked)
+		}
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
 		}

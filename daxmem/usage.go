@@ -21,7 +21,8 @@ type Usage struct {
 	Owned bool   // else nobody owns the pool now
 	Fence uint64 // rises with each takeover
 	Seats []*Seat
-	Uses  []*Use // by slot
+	Asked []*Asked // by seat
+	Uses  []*Use   // by slot
 }
 
 // Use is a record that is LIVE, or RETIRED and still pinned.
@@ -88,6 +89,15 @@ func (w *Watch) look(ctx context.Context, region Region) (_ *Usage, err error) {
 	u := &Usage{UUID: sup.uuid, Size: own.size, Slots: sup.records, Owned: ow.state() == owned, Fence: ow.fence()}
 	if u.Seats, err = readSeats(win, &sup.geometry, nil); err != nil {
 		return nil, err
+	}
+	for _, s := range u.Seats {
+		asked, err := readAsked(win, &sup.geometry, s.Number)
+		if err != nil {
+			return nil, err
+		}
+		if asked != nil && s.Held {
+			u.Asked = append(u.Asked, asked)
+		}
 	}
 	pins, err := allPins(win, &sup.geometry, u.Seats)
 	if err != nil {

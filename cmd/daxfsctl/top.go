@@ -40,16 +40,28 @@ func topCommand() *cli.Command {
 
 // topJSON is one look at the pool.
 type topJSON struct {
-	Pool    string     `json:"pool"`
-	UUID    string     `json:"uuid"`
-	Time    time.Time  `json:"time"`
-	Size    int64      `json:"size"`
-	Used    int64      `json:"used"`
-	Slots   int        `json:"records_max"`
-	Owned   bool       `json:"owned"` // false: nobody owns the pool now
-	Fence   uint64     `json:"fence"`
-	Seats   []seatJSON `json:"seats"`
-	Records []*useJSON `json:"records"` // images, layers, chains; in each kind those that most kernels use first
+	Pool    string      `json:"pool"`
+	UUID    string      `json:"uuid"`
+	Time    time.Time   `json:"time"`
+	Size    int64       `json:"size"`
+	Used    int64       `json:"used"`
+	Slots   int         `json:"records_max"`
+	Owned   bool        `json:"owned"` // false: nobody owns the pool now
+	Fence   uint64      `json:"fence"`
+	Seats   []seatJSON  `json:"seats"`
+	Asked   []askedJSON `json:"requests"` // the last one of each kernel that has made any
+	Records []*useJSON  `json:"records"`  // images, layers, chains; in each kind those that most kernels use first
+}
+
+// askedJSON is what a kernel has asked of the owner.
+type askedJSON struct {
+	Seat    int    `json:"seat"`
+	Times   uint32 `json:"times"`
+	Request string `json:"request"` // the last: "flatten" or "convert"
+	Chain   string `json:"chain_id"`
+	Image   string `json:"image,omitempty"`
+	Outcome string `json:"outcome"` // "waiting", "at work", "done" or "failed"
+	Text    string `json:"text,omitempty"`
 }
 
 // useJSON is one record and who has it pinned.
@@ -149,10 +161,16 @@ func (v *topView) look(ctx context.Context) (*topJSON, error) {
 	}
 	res := &topJSON{
 		Pool: v.cfg.Pool.Path, UUID: u.UUID.String(), Time: time.Now().UTC(), Size: u.Size, Used: u.Used, Slots: u.Slots,
-		Owned: u.Owned, Fence: u.Fence, Seats: []seatJSON{}, Records: []*useJSON{},
+		Owned: u.Owned, Fence: u.Fence, Seats: []seatJSON{}, Asked: []askedJSON{}, Records: []*useJSON{},
 	}
 	for _, s := range u.Seats {
 		res.Seats = append(res.Seats, newSeatJSON(s))
+	}
+	for _, a := range u.Asked {
+		res.Asked = append(res.Asked, askedJSON{
+			Seat: a.Number, Times: a.Times, Request: a.Kind.String(), Chain: "sha256:" + hex.EncodeToString(a.Chain[:]),
+			Image: escape(a.Name), Outcome: a.Outcome, Text: escape(a.Text),
+		})
 	}
 	slices.SortStableFunc(u.Uses, func(a, b *daxmem.Use) int {
 		if a.Kind == b.Kind && len(a.Seats) != len(b.Seats) {

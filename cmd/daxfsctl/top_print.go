@@ -33,6 +33,17 @@ func (r *topJSON) print(w io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(w)
+	if len(r.Asked) > 0 {
+		if err := table(w, func(w io.Writer) {
+			fmt.Fprintln(w, "SEAT\tASKED\tLAST\tOUTCOME\tFOR")
+			for _, a := range r.Asked {
+				fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", a.Seat, plural(int(a.Times), "time"), a.Request, a.outcome(), cmp.Or(a.Image, a.Chain[:19]))
+			}
+		}); err != nil {
+			return err
+		}
+		fmt.Fprintln(w)
+	}
 	return table(w, func(w io.Writer) {
 		fmt.Fprintln(w, "KIND\tKEY\tKERNELS\tSEATS\tOWN\tFILES\tNAME")
 		for _, u := range r.Records {
@@ -42,6 +53,13 @@ func (r *topJSON) print(w io.Writer) error {
 			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", u.Kind, u.Key[:12], u.Kernels, u.seats(), size(u.Space), size(u.Data), u.note())
 		}
 	})
+}
+
+func (a *askedJSON) outcome() string {
+	if a.Text == "" {
+		return a.Outcome
+	}
+	return a.Outcome + ": " + a.Text
 }
 
 func (u *useJSON) seats() string {

@@ -84,8 +84,31 @@ func TestTop(t *testing.T) {
 		t.Errorf("drawn for a terminal:\n%q", out)
 	}
 	unpin()
+	// A request that waits, one that failed.
+	asking, stop := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	if err := guest.Ask(asking, &daxmem.Request{Kind: daxmem.AskConvert, Chain: key, Name: "example.org/app:1"}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("ask nobody: %v", err)
+	}
+	stop()
+	wants(t, s.good("top", "--once"), "1 time  convert  waiting  example.org/app:1")
+	serving, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() {
+		served <- s.pool.Serve(serving, func(context.Context, *daxmem.Request) error { return errors.New("no such\nimage") })
+	}()
+	if err := guest.Ask(context.Background(), &daxmem.Request{Kind: daxmem.AskConvert, Chain: key, Name: "app:2"}); !errors.Is(err, daxmem.ErrRefused) {
+		t.Errorf("ask in vain: %v", err)
+	}
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	wants(t, s.good("top", "--once"), "2 times  convert  failed: no such\\x0aimage  app:2")
 	var later topJSON
 	s.json(0, &later, "top", "--once")
+	if len(later.Asked) != 1 || later.Asked[0].Seat != reader.Seat || later.Asked[0].Outcome != "failed" {
+		t.Errorf("requests: %+v", later.Asked)
+	}
 	if later.Seats[1].Pins != 0 || later.find("image").Kernels != 1 {
 		t.Errorf("after unpin: %+v", later)
 	}
