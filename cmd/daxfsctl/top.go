@@ -258,9 +258,14 @@ func frame(text []byte, width, height int) []byte {
 		if r := bytes.Runes(l); len(r) > width {
 			l = []byte(string(r[:width]))
 		}
+		// What was there goes first: behind a line as wide as the terminal it
+		// would take the line's last character.
+		if i == len(lines)-1 {
+			b.WriteString("\x1b[J") // and all below
+		} else {
+			b.WriteString("\x1b[K")
+		}
 		b.Write(l)
-		b.WriteString("\x1b[K") // the rest of the line
 	}
-	b.WriteString("\x1b[J") // and all below
 	return b.Bytes()
 }

@@ -203,10 +203,10 @@ func TestTopFrame(t *testing.T) {
 		width, height int
 		want          string
 	}{
-		{80, 24, "\x1b[Hone\x1b[K\r\nzwölf\x1b[K\r\nthree\x1b[K\r\nfour\x1b[K\x1b[J"},
-		{3, 24, "\x1b[Hone\x1b[K\r\nzwö\x1b[K\r\nthr\x1b[K\r\nfou\x1b[K\x1b[J"},
-		{80, 3, "\x1b[Hone\x1b[K\r\nzwölf\x1b[K\r\n... 2 more lines\x1b[K\x1b[J"},
-		{80, 4, "\x1b[Hone\x1b[K\r\nzwölf\x1b[K\r\nthree\x1b[K\r\nfour\x1b[K\x1b[J"},
+		{80, 24, "\x1b[H\x1b[Kone\r\n\x1b[Kzwölf\r\n\x1b[Kthree\r\n\x1b[Jfour"},
+		{3, 24, "\x1b[H\x1b[Kone\r\n\x1b[Kzwö\r\n\x1b[Kthr\r\n\x1b[Jfou"},
+		{80, 3, "\x1b[H\x1b[Kone\r\n\x1b[Kzwölf\r\n\x1b[J... 2 more lines"},
+		{80, 4, "\x1b[H\x1b[Kone\r\n\x1b[Kzwölf\r\n\x1b[Kthree\r\n\x1b[Jfour"},
 	} {
 		if got := string(frame(text, c.width, c.height)); got != c.want {
 			t.Errorf("%d x %d: %q, want %q", c.width, c.height, got, c.want)
