@@ -94,13 +94,30 @@ func (k *keeper) pull(name string, n int) (committed string, unpacked bool) {
 	return unpack(k.t, k, "a", name, "", fill(k.t, name, n))
 }
 
-// use flattens the image, as a container does.
+// use flattens the image, as a container does, and waits until the kernel has let
+// go of it: until then it is pinned.
 func (k *keeper) use(committed string) {
 	k.t.Helper()
+	before := k.pins()
 	if _, err := k.View(ctx, "a/9/use", committed); err != nil {
 		k.t.Fatal(err)
 	}
 	k.remove("a/9/use")
+	for deadline := time.Now().Add(20 * time.Second); k.pins() > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			k.t.Fatalf("%d pins, there were %d", k.pins(), before)
+		}
+		if err := k.Cleanup(ctx); err != nil {
+			k.t.Fatal(err)
+		}
+	}
+}
+
+func (k *keeper) pins() (n int) {
+	for _, r := range k.pool.Records() {
+		n += r.Pins
+	}
+	return n
 }
 
 func (k *keeper) remove(names ...string) {
