@@ -13,9 +13,9 @@ import (
 )
 
 // allocate takes space by try, which runs with p.mu held. When the pool is
-// full and removed things wait for a sync, it syncs and tries again.
+// full, room is made as far as that can be done.
 func (p *Pool) allocate(ctx context.Context, what string, n int64, try func() (int64, bool)) (int64, error) {
-	for again := false; ; again = true {
+	for {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
@@ -31,12 +31,14 @@ func (p *Pool) allocate(ctx context.Context, what string, n int64, try func() (i
 				return off, nil
 			}
 		}
-		full, waiting := p.full(what, n, nil), len(p.limbo) > 0
+		full := p.full(what, n, nil)
 		p.mu.Unlock()
-		if again || !waiting {
-			return 0, full
+		if need > p.limit-p.sup.dataStart {
+			return 0, full // an empty pool would not do
 		}
-		if err := p.flush(ctx); err != nil {
+		if err := p.makeRoom(ctx, full); errors.Is(err, ErrFull) {
+			return 0, full
+		} else if err != nil {
 			return 0, errors.Join(full, err)
 		}
 	}

@@ -81,7 +81,8 @@ func (c *checker) anyChanged(l *loader) bool {
 // view checks counts and indexes of the books, and lists what to read.
 func (c *checker) view(b *books, held map[*extent]int) (subjects []subject, jobs []job) {
 	users := map[*record]int{}
-	byExtent := map[*extent]subject{}
+	drawing := map[*record][]*Record{} // images and chains, by layer
+	byExtent := map[*extent][]subject{}
 	for _, r := range b.slots {
 		if r == nil {
 			continue
@@ -91,8 +92,9 @@ func (c *checker) view(b *books, held map[*extent]int) (subjects []subject, jobs
 		}
 		for _, l := range r.layers {
 			users[l]++
+			drawing[l] = append(drawing[l], r.public())
 		}
-		s := subject{r.entry, r}
+		s := subject{entry: r.entry, rec: r}
 		if _, leaving := b.leaving[r]; leaving {
 			continue
 		}
@@ -103,19 +105,23 @@ func (c *checker) view(b *books, held map[*extent]int) (subjects []subject, jobs
 			continue
 		}
 		subjects = append(subjects, s)
-		for _, e := range r.exts {
-			byExtent[e] = s
-		}
 		if b.live[recordKey{r.word.kind(), r.key}] != r {
 			c.bad(r.public().Name(), slotOffset(r.slot), recordSize, "in the index", "it is not")
+		}
+	}
+	for i := range subjects {
+		s := &subjects[i]
+		s.users = drawing[s.rec]
+		for _, e := range s.rec.exts {
+			byExtent[e] = append(byExtent[e], *s)
 		}
 	}
 	for _, e := range b.byOff {
 		if held[e] != e.refs || e.refs <= 0 {
 			c.bad(extentName(e), e.off, e.size, fmt.Sprintf("%d references", held[e]), "count %d", e.refs)
 		}
-		if s, ok := byExtent[e]; ok {
-			jobs = append(jobs, job{e, s})
+		if by := byExtent[e]; len(by) > 0 {
+			jobs = append(jobs, job{e, by})
 		}
 		delete(held, e)
 	}

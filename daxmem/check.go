@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 )
 
@@ -11,6 +12,11 @@ import (
 type CheckOptions struct {
 	// Data hashes every extent.
 	Data bool
+
+	// Rate is how many bytes per second are read, so that who uses the memory
+	// meanwhile does not notice; 0: as fast as it goes. On a read-only pool the
+	// metadata of records is read once more at full speed, to find the extents.
+	Rate int64
 
 	// Progress, when not nil, is told how many of all bytes have been read.
 	Progress func(done, total int64)
@@ -21,6 +27,11 @@ type Problem struct {
 	Name            string // what: "layer 3f2a…", "extent 77c0…", "superblock"
 	Offset, Size    int64  // where in the region
 	Expected, Found string
+
+	// Records are whose bytes these are: of a segment or of copies, the record;
+	// of an extent, its layers. DrawOn are the images and chains that need
+	// those layers. Both are empty for what is wrong with the books.
+	Records, DrawOn []*Record
 }
 
 func (p Problem) String() string {
@@ -50,7 +61,10 @@ func (p *Pool) Check(ctx context.Context, opts CheckOptions) (*CheckReport, erro
 		return nil, err
 	}
 	defer p.end()
-	c := &checker{p: p, opts: opts, rep: &CheckReport{}}
+	if opts.Rate < 0 {
+		return nil, invalidf("check pool in %s: rate of %d bytes per second", p.region.Path(), opts.Rate)
+	}
+	c := &checker{p: p, opts: opts, rep: &CheckReport{}, pace: pace{rate: opts.Rate}}
 	if err := c.run(ctx); err != nil {
 		return c.rep, fmt.Errorf("check pool in %s: %w", p.region.Path(), err)
 	}
@@ -61,23 +75,52 @@ type checker struct {
 	p     *Pool
 	opts  CheckOptions
 	rep   *CheckReport
+	pace  pace
 	total int64
+}
+
+// reader is what segments and data are read through.
+func (c *checker) reader(ctx context.Context) io.ReaderAt {
+	return pacedReader{c.p.region, func(n int64) error { return c.pace.wait(ctx, n) }, c.progress}
 }
 
 // subject is a record as it was when the check began.
 type subject struct {
 	entry
 	rec *record
+
+	users []*Record // images and chains that need this layer
 }
 
-// job is an extent to hash, with one record that uses it.
+// job is an extent to hash, with the layers that have it.
 type job struct {
 	*extent
-	by subject
+	by []subject
 }
 
 func (c *checker) bad(name string, off, size int64, want, found string, args ...any) {
-	c.rep.Problems = append(c.rep.Problems, Problem{name, off, size, want, fmt.Sprintf(found, args...)})
+	c.badOf(nil, name, off, size, want, found, args...)
+}
+
+// badOf is bad for bytes that records have.
+func (c *checker) badOf(by []subject, name string, off, size int64, want, found string, args ...any) {
+	p := Problem{Name: name, Offset: off, Size: size, Expected: want, Found: fmt.Sprintf(found, args...)}
+	drawn := map[int]bool{} // by slot
+	for _, s := range by {
+		p.Records = append(p.Records, s.public())
+		for _, u := range s.users {
+			if !drawn[u.Slot] {
+				drawn[u.Slot] = true
+				p.DrawOn = append(p.DrawOn, u)
+			}
+		}
+	}
+	c.rep.Problems = append(c.rep.Problems, p)
+}
+
+// public is the record as it was when the check began.
+func (s subject) public() *Record {
+	return (&record{entry: s.entry, slot: s.rec.slot}).public()
 }
 
 func (c *checker) run(ctx context.Context) error {
@@ -107,17 +150,15 @@ func (c *checker) run(ctx context.Context) error {
 		}
 	}
 	for _, s := range subjects {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 		if err := c.indexed(s); err != nil {
 			return err
 		}
-		c.segment(s)
+		if c.segment(ctx, s); ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if s.word.kind() != KindChain { // it is its record, which ownerView has compared
 			c.rep.Records++
 		}
-		c.progress(s.size)
 	}
 	c.rep.Extents = len(jobs)
 	if !c.opts.Data {
@@ -127,7 +168,6 @@ func (c *checker) run(ctx context.Context) error {
 		if err := c.data(ctx, j); err != nil {
 			return err
 		}
-		c.progress(j.size)
 	}
 	for _, s := range subjects {
 		if s.copiesSpan().size == 0 {
@@ -136,7 +176,6 @@ func (c *checker) run(ctx context.Context) error {
 		if err := c.copies(ctx, s); err != nil {
 			return err
 		}
-		c.progress(s.copiesSpan().size)
 	}
 	return nil
 }
@@ -178,7 +217,9 @@ func (c *checker) changed(s subject) bool {
 	}
 	var b [8]byte
 	_, err := p.region.ReadAt(b[:], slotOffset(s.rec.slot))
-	return err == nil && word(le.Uint64(b[:])) != s.word
+	now := word(le.Uint64(b[:]))
+	// A takeover changes the fence and nothing else.
+	return err == nil && (now.state() != s.word.state() || now.life() != s.word.life())
 }
 
 // indexed looks a record up as other kernels do (invariant X). A pool that
@@ -199,30 +240,33 @@ func (c *checker) indexed(s subject) error {
 	return nil
 }
 
-func (c *checker) segment(s subject) {
+func (c *checker) segment(ctx context.Context, s subject) {
 	p := c.p
 	if s.word.kind() == KindChain {
 		return
 	}
-	b, err := readSegment(p.region, &s.entry, p.sup.dataStart, p.size)
+	b, err := readSegment(c.reader(ctx), &s.entry, p.sup.dataStart, p.size)
+	if ctx.Err() != nil {
+		return
+	}
 	var seg *segment
 	if err == nil {
 		seg, err = parseSegment(b, s.off, p.size, s.word.kind())
 	}
-	name := recordName(s.word.kind(), s.key)
+	name, by := recordName(s.word.kind(), s.key), []subject{s}
 	switch {
 	case err != nil && !c.changed(s):
-		c.bad(name, s.off, s.size, fmt.Sprintf("a segment of digest %x", s.digest[:8]), "%v", err)
+		c.badOf(by, name, s.off, s.size, fmt.Sprintf("a segment of digest %x", s.digest[:8]), "%v", err)
 	case err != nil:
 	case s.word.kind() == KindLayer && !slices.EqualFunc(seg.rows, s.rec.exts, func(w row, e *extent) bool { return e.row == w }) && !c.changed(s):
-		c.bad(name, s.off, s.size, fmt.Sprintf("extent table of %d rows", len(s.rec.exts)), "%d rows, not the same", len(seg.rows))
+		c.badOf(by, name, s.off, s.size, fmt.Sprintf("extent table of %d rows", len(s.rec.exts)), "%d rows, not the same", len(seg.rows))
 	case s.word.kind() == KindImage && !slices.EqualFunc(seg.layers, s.rec.layers, func(k [32]byte, l *record) bool { return l.key == k }) && !c.changed(s):
-		c.bad(name, s.off, s.size, fmt.Sprintf("list of %d layers", len(s.rec.layers)), "%d layers, not the same", len(seg.layers))
+		c.badOf(by, name, s.off, s.size, fmt.Sprintf("list of %d layers", len(s.rec.layers)), "%d layers, not the same", len(seg.layers))
 	}
 }
 
 func (c *checker) data(ctx context.Context, j job) error {
-	d, err := hashRegion(ctx, c.p.region, j.off, j.size)
+	d, err := hashRegion(ctx, c.reader(ctx), j.off, j.size)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -233,7 +277,8 @@ func (c *checker) data(ctx context.Context, j job) error {
 	if err != nil {
 		found = err.Error()
 	}
-	c.bad(extentName(j.extent)+" of "+recordName(j.by.word.kind(), j.by.key), j.off, j.size, fmt.Sprintf("digest %x", j.digest[:8]), "%s", found)
+	first := j.by[0]
+	c.badOf(j.by, extentName(j.extent)+" of "+recordName(first.word.kind(), first.key), j.off, j.size, fmt.Sprintf("digest %x", j.digest[:8]), "%s", found)
 	return nil
 }
 
@@ -247,7 +292,7 @@ func (s subject) copiesSpan() span {
 
 func (c *checker) copies(ctx context.Context, s subject) error {
 	at := s.copiesSpan()
-	d, err := hashRegion(ctx, c.p.region, at.off, at.size)
+	d, err := hashRegion(ctx, c.reader(ctx), at.off, at.size)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -258,16 +303,16 @@ func (c *checker) copies(ctx context.Context, s subject) error {
 	if err != nil {
 		found = err.Error()
 	}
-	c.bad("files of "+recordName(s.word.kind(), s.key), at.off, at.size, fmt.Sprintf("digest %x", s.copies[:8]), "%s", found)
+	c.badOf([]subject{s}, "files of "+recordName(s.word.kind(), s.key), at.off, at.size, fmt.Sprintf("digest %x", s.copies[:8]), "%s", found)
 	return nil
 }
 
 // extentChanged reports whether the extent is gone: for the owner it is then
-// out of the index, for others the record that named it is another one.
+// out of the index, for others all records that named it are other ones.
 func (c *checker) extentChanged(j job) bool {
 	p := c.p
 	if p.ro {
-		return c.changed(j.by)
+		return !slices.ContainsFunc(j.by, func(s subject) bool { return !c.changed(s) })
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

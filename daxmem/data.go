@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"sync"
 
 	"github.com/zeebo/blake3"
@@ -27,7 +28,7 @@ func hashBytes(b []byte) (d [32]byte) {
 }
 
 // hashRegion returns the digest of [off, off+n).
-func hashRegion(ctx context.Context, r Region, off, n int64) (d [32]byte, err error) {
+func hashRegion(ctx context.Context, r io.ReaderAt, off, n int64) (d [32]byte, err error) {
 	h := hashers.Get().(*blake3.Hasher)
 	defer hashers.Put(h)
 	h.Reset()

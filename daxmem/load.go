@@ -3,6 +3,7 @@ package daxmem
 import (
 	"context"
 	"fmt"
+	"io"
 )
 
 // loader rebuilds the books from the region. It writes nothing.
@@ -141,7 +142,7 @@ func (l *loader) inspect(rec *record, cond condition, why string) *found {
 
 // readSegment returns the bytes of a record's segment once their digest has
 // been verified.
-func readSegment(r Region, e *entry, dataStart, regionSize int64) ([]byte, error) {
+func readSegment(r io.ReaderAt, e *entry, dataStart, regionSize int64) ([]byte, error) {
 	if e.size <= 0 || e.off < dataStart || e.off%blockSize != 0 || e.off > regionSize || e.size > regionSize-e.off {
 		return nil, corruptf("segment [%d,+%d) outside [%d,%d) or not block-aligned", e.off, e.size, dataStart, regionSize)
 	}

@@ -1,6 +1,7 @@
 package daxmem
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -92,6 +93,7 @@ type Pool struct {
 	pending  map[*record]struct{} // published, not yet durable
 	limbo    []retired            // removed, not yet reusable; oldest first
 	withheld map[int]bool         // slots that a former owner may still write
+	reclaim  func(ctx context.Context) bool
 
 	ops    sync.WaitGroup // running calls that use the region
 	syncs  chan struct{}  // one token: the right to run syncOnce

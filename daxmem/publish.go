@@ -76,9 +76,9 @@ func (p *Pool) discard(ctx context.Context, d *draft) {
 	p.giveBack(ctx, d.off)
 }
 
-// takeSlot reserves a FREE record; records in limbo are waited for.
+// takeSlot reserves a FREE record; when there is none, room is made.
 func (p *Pool) takeSlot(ctx context.Context) (int, error) {
-	for again := false; ; again = true {
+	for {
 		p.mu.Lock()
 		if n := len(p.avail); n > 0 {
 			slot := p.avail[n-1]
@@ -86,12 +86,9 @@ func (p *Pool) takeSlot(ctx context.Context) (int, error) {
 			p.mu.Unlock()
 			return slot, nil
 		}
-		full, waiting := p.full("catalog", recordSize, nil), len(p.limbo) > 0
+		full := p.full("catalog", recordSize, nil)
 		p.mu.Unlock()
-		if again || !waiting {
-			return 0, full
-		}
-		if err := p.flush(ctx); err != nil {
+		if err := p.makeRoom(ctx, full); err != nil {
 			return 0, err
 		}
 	}

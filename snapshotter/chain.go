@@ -37,12 +37,18 @@ type chain []key
 func (c chain) key() key {
 	var k key
 	for _, layer := range c {
-		h := blake3.New()
-		_, _ = h.WriteString("daxfs image of a chain\n")
-		_, _ = h.Write(k[:])
-		_, _ = h.Write(layer[:])
-		h.Sum(k[:0])
+		k = k.with(layer)
 	}
+	return k
+}
+
+// with is the key of an image's chain with one more layer on top.
+func (k key) with(layer key) key {
+	h := blake3.New()
+	_, _ = h.WriteString("daxfs image of a chain\n")
+	_, _ = h.Write(k[:])
+	_, _ = h.Write(layer[:])
+	h.Sum(k[:0])
 	return k
 }
 

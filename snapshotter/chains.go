@@ -109,7 +109,7 @@ func (s *Snapshotter) commitLayer(ctx context.Context, key, parent, target strin
 	// will do that is no other's.
 	name := metadataPrefix.FindString(key) + target
 	labels := snapshots.WithLabels(map[string]string{LabelLayer: hexKey(layer.Key)})
-	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+	return s.refer(ctx, func(ctx context.Context) error {
 		if _, _, _, err := storage.GetInfo(ctx, name); err == nil {
 			return nil
 		}
@@ -130,7 +130,7 @@ func (s *Snapshotter) stageLayer(ctx context.Context, key string, layer *daxmem.
 	}
 	var id string
 	labels := snapshots.WithLabels(map[string]string{labelStaged: hexKey(layer.Key)})
-	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+	err = s.refer(ctx, func(ctx context.Context) error {
 		made, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, "", append(opts, withLabelsOver(labels))...)
 		if err != nil {
 			return fmt.Errorf("create snapshot %q: %w", key, err)

@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -59,13 +60,18 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		rec, unpin, err = s.pinLayer(stagedLayer)
 	default:
 		rec, unpin, err = s.importUpper(ctx, sn)
+		if errors.Is(err, daxmem.ErrNotFound) {
+			// The layer was there, unused, and made room for another in the
+			// moment before it could be pinned.
+			rec, unpin, err = s.importUpper(ctx, sn)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("commit snapshot %q: %w", key, err)
 	}
 	defer unpin()
 	layer := snapshots.WithLabels(map[string]string{LabelLayer: hexKey(rec.Key)})
-	if err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+	if err := s.refer(ctx, func(ctx context.Context) error {
 		_, err := storage.CommitActive(ctx, key, name, s.layerUsage(rec), append(opts, withLabelsOver(layer))...)
 		return err
 	}); err != nil {

@@ -67,14 +67,17 @@ func (im *images) askFlatten(ctx context.Context, c chain, name string) error {
 
 // flatten returns the image of a chain in this kernel's pool, pinned, making it
 // from the layer indexes. No file data is read or moved, but in a pool of
-// self-contained images, and where a layer is in another kernel's pool only:
-// then it is copied.
+// self-contained images, and where a layer is in another kernel's pool only, or
+// in the spill: then it is copied.
 func (im *images) flatten(ctx context.Context, c chain) (*daxmem.Record, func(), error) {
 	k := c.key()
 	start := time.Now()
-	if im.shared != nil {
+	for _, from := range []*store{im.shared, im.spill} {
+		if from == nil {
+			continue
+		}
 		for _, layer := range c {
-			if err := copyLayer(ctx, im.shared, im.pool, layer); err != nil && !errors.Is(err, ErrLayerLost) {
+			if err := copyLayer(ctx, from, im.pool, layer); err != nil && !errors.Is(err, ErrLayerLost) {
 				return nil, nil, err
 			}
 		}

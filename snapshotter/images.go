@@ -28,6 +28,7 @@ type images struct {
 	own    *store       // this kernel's pool, or nil
 	pool   *daxmem.Pool // own's
 	shared *store       // another kernel's, or nil
+	spill  *store       // copies of own's layers on disk, or nil
 	ask    asker
 
 	mu    sync.Mutex

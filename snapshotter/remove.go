@@ -76,7 +76,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 // collection that had to wait for it.
 func (s *Snapshotter) released(ctx context.Context) {
 	s.collecting.RUnlock()
-	if s.pending.Load() {
+	if s.pending.Load() || s.crowded() {
 		s.tryCollect(context.WithoutCancel(ctx))
 	}
 }
@@ -93,11 +93,13 @@ func (s *Snapshotter) tryCollect(ctx context.Context) {
 	}
 }
 
-// collect frees the layers and images that no snapshot needs. collecting is
-// held exclusively.
+// collect frees the layers and images that no snapshot needs, apart from those
+// that are kept. collecting is held exclusively.
 func (s *Snapshotter) collect(ctx context.Context) error {
 	s.pending.Store(false)
 	s.images.sweep(ctx)
+	s.referring.Lock()
+	defer s.referring.Unlock()
 	live, err := Live(ctx, s.ms)
 	if err != nil {
 		return err
@@ -106,10 +108,19 @@ func (s *Snapshotter) collect(ctx context.Context) error {
 	if s.pool == nil {
 		return nil
 	}
-	report, err := s.pool.Collect(ctx, live.Has, false)
+	wanted := live.Has
+	if s.keep.on() {
+		kept, err := s.keepUnused(ctx, live)
+		if err != nil {
+			return fmt.Errorf("collect: %w", err)
+		}
+		wanted = func(kind daxmem.Kind, k [32]byte) bool { return live.Has(kind, k) || kept.Has(kind, k) }
+	}
+	report, err := s.pool.Collect(ctx, wanted, false)
 	if err != nil {
 		return fmt.Errorf("collect: %w", err)
 	}
+	s.spill.wake()
 	for _, r := range report.Removed {
 		log.G(ctx).WithField("record", r.Name()).WithField("bytes", r.Size).Info("freed")
 	}

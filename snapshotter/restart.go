@@ -174,9 +174,12 @@ func (im *images) pinAgain(img *image, r *mountRecord) (sound bool) {
 	return false
 }
 
-// hasLayer reports ErrLayerLost for a layer that no pool has.
+// hasLayer reports ErrLayerLost for a layer that no pool has, nor the spill.
 func (im *images) hasLayer(k key) error {
-	for _, st := range im.stores() {
+	for _, st := range append(im.stores(), im.spill) {
+		if st == nil {
+			continue
+		}
 		if _, err := st.Layer(k); !errdefs.IsNotFound(err) {
 			return err
 		}

@@ -62,6 +62,14 @@ type Options struct {
 	// all that it is used for.
 	Former *daxmem.Pool
 
+	// Keep says what Pool keeps that no snapshot needs.
+	Keep Keep
+
+	// Spill is a pool on disk that gets a copy of every layer of Pool that a
+	// snapshot needs, in the background, and gives them back when Pool has lost
+	// them, as memory does in a reboot; or nil. It stays the caller's.
+	Spill *daxmem.Pool
+
 	// Convert pulls an image, by its name, for other kernels, into Pool; nil:
 	// they are refused.
 	Convert func(ctx context.Context, name string) error
@@ -79,6 +87,16 @@ type Snapshotter struct {
 	// frees such things.
 	collecting sync.RWMutex
 	pending    atomic.Bool // a collection had to be put off
+
+	// referring is held shared while the metadata is made to refer to a layer
+	// that is pinned, and exclusively from reading what it refers to until what
+	// it does not has been removed. Inside collecting, if both are held.
+	referring sync.RWMutex
+
+	spill *spill // or nil
+	keep  Keep
+	usage recency      // guarded by referring, held exclusively
+	tried atomic.Int64 // hundredths of a percent that were in use after the last eviction
 
 	// layers are pins, in shared pools, of what snapshots need.
 	convert func(ctx context.Context, name string) error
@@ -104,6 +122,9 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 		}
 	}
 	metadata := filepath.Join(opts.Root, "metadata.db")
+	if err := opts.Keep.check(); err != nil {
+		return nil, err
+	}
 	if err := refuseOrphans(metadata, filepath.Join(opts.Root, "snapshots")); err != nil {
 		return nil, err
 	}
@@ -111,10 +132,14 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot metadata: %w", err)
 	}
-	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, layers: make(map[[32]byte]func())}
+	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, keep: opts.Keep, layers: make(map[[32]byte]func())}
 	s.images = newImages(filepath.Join(opts.Root, "images"))
 	if opts.Pool != nil {
 		s.images.own, s.images.pool = &store{opts.Pool, opts.Engine}, opts.Pool
+		if opts.Spill != nil {
+			s.spill = newSpill(opts.Spill)
+			s.images.spill = s.spill.store
+		}
 	}
 	if opts.Shared != nil {
 		s.images.shared = &store{opts.Shared, opts.SharedEngine}
@@ -127,6 +152,12 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	}
 	if err := s.recover(ctx); err != nil {
 		return nil, errors.Join(err, ms.Close())
+	}
+	if s.pool != nil && s.keep.on() {
+		s.pool.SetReclaim(s.reclaim)
+	}
+	if s.spill != nil {
+		s.spill.start(ctx, s)
 	}
 	return s, nil
 }
@@ -171,7 +202,15 @@ func openMetadata(ctx context.Context, path string) (*storage.MetaStore, error) 
 
 // Close stops using the metadata. It removes and unmounts nothing: containers
 // go on.
-func (s *Snapshotter) Close() error { return s.ms.Close() }
+func (s *Snapshotter) Close() error {
+	if s.spill != nil {
+		s.spill.end()
+	}
+	if s.pool != nil {
+		s.pool.SetReclaim(nil)
+	}
+	return s.ms.Close()
+}
 
 func (s *Snapshotter) dir(id string) string   { return filepath.Join(s.root, "snapshots", id) }
 func (s *Snapshotter) upper(id string) string { return filepath.Join(s.dir(id), "fs") }

@@ -298,6 +298,8 @@ func TestPoolRefused(t *testing.T) {
 	}{
 		"other sharing": {"share_extents = false", []string{"pool.share_extents is false", "was made with true"}},
 		"garbage":       {fmt.Sprintf("path = %q", garbage), []string{garbage, "not a pool", "daxfsctl pool create --force"}},
+		"no reboot":     {"persist = true", []string{"pool.persist is true", s.root + "/pool.daxfs", "is not lost in a reboot"}},
+		"watermarks":    {"low_watermark = 95", []string{"pool.low_watermark is 95", "high_watermark 90"}},
 		"no device":     {`path = "/dev/pmem99"`, []string{"/dev/pmem99", "no such file"}},
 		"RAM":           {`path = "phys:0x1000000,size=64MiB"`, []string{"System RAM"}},
 		"half a range":  {`path = "phys:0x1000000"`, []string{"pool.path", "want phys:ADDRESS,size=SIZE"}},

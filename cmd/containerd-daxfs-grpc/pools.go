@@ -27,6 +27,10 @@ type pools struct {
 	// owned the shared one; only at start.
 	former *daxmem.Pool
 
+	// Of a pool that is the kernels' own, not of a reader's private one.
+	keep  snapshotter.Keep
+	spill *daxmem.Pool // or nil
+
 	// successor: when the other kernel's pool has no owner any more, this
 	// daemon is to own it.
 	successor bool
@@ -49,6 +53,10 @@ func openPools(ctx context.Context, cfg *config.Config) (_ *pools, err error) {
 			}
 			if err == nil && cfg.Share.Role == config.RoleAuto {
 				p.former, err = openFormer(ctx, cfg.Share.OwnPool, opts)
+			}
+			if err == nil {
+				p.keep = cfg.Pool.Keep()
+				p.spill, err = openSpill(ctx, cfg, p.own)
 			}
 			return p, err
 		}
@@ -122,6 +130,22 @@ func openFormer(ctx context.Context, location string, opts daxmem.Options) (*dax
 	return daxmem.Open(ctx, region, opts)
 }
 
+// openSpill opens or makes the copy on disk of a pool in memory; nil: there is
+// to be none.
+func openSpill(ctx context.Context, cfg *config.Config, pool *daxmem.Pool) (*daxmem.Pool, error) {
+	if !cfg.Pool.Persist {
+		return nil, nil
+	}
+	if pool.Region().Persistent() {
+		return nil, fmt.Errorf("pool.persist is true, but the pool in %s is not lost in a reboot: leave it out: %w", cfg.Pool.Path, errdefs.ErrFailedPrecondition)
+	}
+	spill, err := daxmem.OpenOrCreate(ctx, cfg.SpillPath(), daxmem.Options{MaxSize: max(int64(cfg.Pool.MaxSize), pool.Size())})
+	if err != nil {
+		return nil, fmt.Errorf("%w (it holds copies for pool.persist; without it layers that a reboot took are lost)", err)
+	}
+	return spill, nil
+}
+
 func selectEngine(ctx context.Context, cfg *config.Config, pool *daxmem.Pool) (engine.Engine, error) {
 	e, probes, err := engine.Select(ctx, cfg.Engine.Order, snapshotter.EnginePool(pool))
 	logProbes(ctx, probes)
@@ -133,8 +157,11 @@ func selectEngine(ctx context.Context, cfg *config.Config, pool *daxmem.Pool) (e
 
 // Close lets go of the pools; seats stay with what is mounted.
 func (p *pools) Close() (err error) {
+	if p.spill != nil {
+		err = p.spill.Close()
+	}
 	if p.own != nil {
-		err = p.own.Close()
+		err = errors.Join(err, p.own.Close())
 	}
 	if p.former != nil {
 		err = errors.Join(err, p.former.Close())

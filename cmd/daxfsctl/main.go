@@ -84,7 +84,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	app := &cli.App{
 		Name:           "daxfsctl",
 		Usage:          "look into DAXFS images and their pool",
-		UsageText:      "daxfsctl image VERB IMAGE ...\ndaxfsctl pool VERB ...\ndaxfsctl lease VERB ...\ndaxfsctl doctor",
+		UsageText:      "daxfsctl image VERB IMAGE ...\ndaxfsctl pool VERB ...\ndaxfsctl lease VERB ...\ndaxfsctl top\ndaxfsctl doctor",
 		Description:    description,
 		Version:        version.String(),
 		Writer:         stdout,
@@ -99,12 +99,12 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 				imageMountCommand(), imageUnmountCommand(), imageHandoffCommand(),
 			}},
 			{Name: "pool", Usage: "make the pool, look into it, and clean it up", Subcommands: []*cli.Command{
-				poolCreateCommand(), poolStatCommand(), poolLsCommand(), poolCheckCommand(), poolGCCommand(),
+				poolCreateCommand(), poolStatCommand(), poolLsCommand(), poolCheckCommand(), poolScrubCommand(), poolGCCommand(),
 			}},
 			{Name: "lease", Usage: "see which kernels are at the pool", Subcommands: []*cli.Command{
 				leaseLsCommand(), leaseEvictCommand(),
 			}},
-			doctorCommand(),
+			topCommand(), doctorCommand(),
 		},
 	}
 	for _, c := range app.Commands[0].Subcommands {

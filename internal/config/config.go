@@ -55,6 +55,28 @@ type Pool struct {
 	// is synced in the background, and what a loss of power may have damaged
 	// is found by its digest at the next start.
 	SyncOnCommit bool `toml:"sync_on_commit"`
+	// KeepUnused keeps layers and images that no snapshot of this kernel needs,
+	// as long as there is room: other kernels may ask for them, or this one
+	// again. False: they go at once.
+	KeepUnused bool `toml:"keep_unused"`
+	// HighWatermark is how full the pool gets with them, in percent, 1 to 100;
+	// those that were needed longest ago go then, until LowWatermark is left.
+	HighWatermark int `toml:"high_watermark"`
+	LowWatermark  int `toml:"low_watermark"`
+	// Persist keeps copies of the layers that snapshots need in a file below
+	// Root, for a pool in memory, which a reboot empties.
+	Persist bool `toml:"persist"`
+}
+
+// SpillPath is the file of Pool.Persist.
+func (c *Config) SpillPath() string { return filepath.Join(c.Root, "spill.daxfs") }
+
+// Keep is KeepUnused as the snapshotter takes it.
+func (p *Pool) Keep() snapshotter.Keep {
+	if !p.KeepUnused {
+		return snapshotter.Keep{}
+	}
+	return snapshotter.Keep{High: p.HighWatermark, Low: p.LowWatermark}
 }
 
 // Roles of a kernel at a pool.
@@ -136,7 +158,7 @@ func Default() *Config {
 		Root:     "/var/lib/containerd-daxfs",
 		Address:  "/run/containerd-daxfs/containerd-daxfs.sock",
 		LogLevel: "info",
-		Pool:     Pool{MaxSize: 64 << 30, ShareExtents: true},
+		Pool:     Pool{MaxSize: 64 << 30, ShareExtents: true, HighWatermark: 90, LowWatermark: 75},
 		Share: Share{
 			Role: RoleOwner, Seat: -1, Missing: snapshotter.MissingAsk, AskTimeout: Duration(5 * time.Minute), Snapshotter: "daxfs",
 		},
@@ -217,6 +239,9 @@ func (c *Config) Check() error {
 	}
 	if c.Pool.MaxSize < minPool {
 		return bad("pool.max_size is %d bytes, want at least %d", int64(c.Pool.MaxSize), minPool)
+	}
+	if h, l := c.Pool.HighWatermark, c.Pool.LowWatermark; l < 1 || l > h || h > 100 {
+		return bad("pool.low_watermark is %d and pool.high_watermark %d, want percents with 1 <= low <= high <= 100", l, h)
 	}
 	if err := c.Share.check(c.Root, bad); err != nil {
 		return err

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
 const example = "../../config.toml.example"
@@ -197,5 +199,30 @@ func TestBad(t *testing.T) {
 				t.Errorf("error %q is no invalid argument", err)
 			}
 		})
+	}
+}
+
+func TestWatermarks(t *testing.T) {
+	for text, want := range map[string]snapshotter.Keep{
+		"":                   {},
+		"keep_unused = true": {High: 90, Low: 75},
+		"keep_unused = true\nhigh_watermark = 100\nlow_watermark = 1": {High: 100, Low: 1},
+		"keep_unused = true\nhigh_watermark = 75":                     {High: 75, Low: 75},
+		"high_watermark = 80":                                         {},
+	} {
+		c, err := load(t, "[pool]\n"+text)
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+		} else if got := c.Pool.Keep(); got != want {
+			t.Errorf("%q: %+v, want %+v", text, got, want)
+		}
+	}
+	for _, text := range []string{
+		"high_watermark = 101", "high_watermark = 74", "low_watermark = 0", "low_watermark = -5", "low_watermark = 91",
+		"high_watermark = \"90%\"", "high_watermark = 90.5", "keep_unused = 1",
+	} {
+		if c, err := load(t, "[pool]\n"+text); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v, want %v; %+v", text, err, errdefs.ErrInvalidArgument, c)
+		}
 	}
 }
