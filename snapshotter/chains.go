@@ -225,37 +225,41 @@ func (s *store) chainOn(ctx context.Context, id, below [32]byte) (*daxmem.Record
 	return rec, nil
 }
 
-// keepLayer pins a layer of the other pool for the snapshots of this kernel.
-func (s *Snapshotter) keepLayer(ctx context.Context, k [32]byte) {
-	if s.images.shared == nil {
-		return
+// keeping are the pools in which the layers of snapshots have to be pinned:
+// another kernel's, and this one's if another kernel may own it one day, whose
+// collection knows nothing of the snapshots here.
+func (s *Snapshotter) keeping() (all []*store) {
+	for _, st := range s.images.stores() {
+		if !st.Region().Private() {
+			all = append(all, st)
+		}
 	}
+	return all
+}
+
+// keepLayer pins a layer for the snapshots of this kernel.
+func (s *Snapshotter) keepLayer(ctx context.Context, k [32]byte) {
 	s.kept.Lock()
 	defer s.kept.Unlock()
 	if s.layers[k] != nil {
 		return
 	}
-	_, unpin, err := s.images.shared.Pin(daxmem.KindLayer, k)
-	switch {
-	case err == nil:
-		s.layers[k] = unpin
-	case !errdefs.IsNotFound(err):
-		log.G(ctx).WithError(err).WithField("layer", key(k)).Warn("pin layer of a snapshot")
+	for _, st := range s.keeping() {
+		_, unpin, err := st.Pin(daxmem.KindLayer, k)
+		switch {
+		case err == nil:
+			s.layers[k] = unpin
+			return
+		case !errdefs.IsNotFound(err):
+			log.G(ctx).WithError(err).WithField("layer", key(k)).Warn("pin layer of a snapshot")
+		}
 	}
 }
 
-// keepLayers pins the layers of the other pool that snapshots need, and lets go
-// of those that none does any more.
+// keepLayers pins the layers that snapshots need, and lets go of those that none
+// does any more.
 func (s *Snapshotter) keepLayers(ctx context.Context, live *LiveSet) {
-	if s.images.shared == nil {
-		return
-	}
 	for k := range live.layers {
-		if s.pool != nil {
-			if _, err := s.pool.Layer(k); err == nil {
-				continue
-			}
-		}
 		s.keepLayer(ctx, k)
 	}
 	s.kept.Lock()
