@@ -80,12 +80,17 @@ type Snapshotter struct {
 	collecting sync.RWMutex
 	pending    atomic.Bool // a collection had to be put off
 
-	// layers are the pins of the other pool's layers that snapshots need.
 	convert func(ctx context.Context, name string) error
 	asking  sync.Mutex // for chains, one after the other
 
+	// layers are pins, in shared pools, of what snapshots need.
 	kept   sync.Mutex
 	layers map[[32]byte]func()
+
+	// answered are pins of what other kernels were given a moment ago.
+	answered sync.WaitGroup
+	closing  chan struct{}
+	close    func() // closes closing, once
 }
 
 var (
@@ -111,7 +116,8 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot metadata: %w", err)
 	}
-	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, layers: make(map[[32]byte]func())}
+	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, layers: make(map[[32]byte]func()), closing: make(chan struct{})}
+	s.close = sync.OnceFunc(func() { close(s.closing) })
 	s.images = newImages(filepath.Join(opts.Root, "images"))
 	if opts.Pool != nil {
 		s.images.own, s.images.pool = &store{opts.Pool, opts.Engine}, opts.Pool
@@ -171,7 +177,11 @@ func openMetadata(ctx context.Context, path string) (*storage.MetaStore, error) 
 
 // Close stops using the metadata. It removes and unmounts nothing: containers
 // go on.
-func (s *Snapshotter) Close() error { return s.ms.Close() }
+func (s *Snapshotter) Close() error {
+	s.close()
+	s.answered.Wait()
+	return s.ms.Close()
+}
 
 func (s *Snapshotter) dir(id string) string   { return filepath.Join(s.root, "snapshots", id) }
 func (s *Snapshotter) upper(id string) string { return filepath.Join(s.dir(id), "fs") }
