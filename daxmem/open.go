@@ -185,18 +185,22 @@ func open(ctx context.Context, region Region, opts Options, ro bool) (*Pool, err
 }
 
 // openWith is open with everything at hand.
-func openWith(ctx context.Context, region Region, w Window, sup *super, own *owner, opts Options, boot [16]byte, ro bool) (*Pool, error) {
+func openWith(ctx context.Context, region Region, w Window, sup *super, own *owner, opts Options, boot [16]byte, ro bool) (_ *Pool, err error) {
 	p := &Pool{
 		region: region, opts: opts, ro: ro, w: w, ix: newIndex(w, &sup.geometry, sup.uuid),
 		imports: map[*Import]struct{}{}, inflight: map[int64]int64{}, pending: map[*record]struct{}{}, withheld: map[int]bool{},
 		syncs: make(chan struct{}, 1), kick: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	if !ro {
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, p.giveUp())
+			}
+		}()
 		if err := p.acquire(sup, own, boot); err != nil {
 			return nil, err
 		}
 		// Only now it is nobody else's.
-		var err error
 		if _, own, err = readSuper(region); err != nil {
 			return nil, err
 		}

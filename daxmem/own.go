@@ -149,6 +149,21 @@ func (p *Pool) ReleaseLeft() (n int, err error) {
 // Seats lists the kernels at the pool.
 func (p *Pool) Seats() ([]*Seat, error) { return readSeats(p.w, &p.sup.geometry, p.seat) }
 
+// giveUp lets go of what acquire has taken, after an open that failed: another
+// kernel may do better. A takeover stays begun, so that whoever comes fences the
+// former owner.
+func (p *Pool) giveUp() error {
+	if p.seat == nil {
+		return nil
+	}
+	if p.ow.state() == owned {
+		if err := p.swapOwner(p.ow, makeOwnerWord(ownedByNobody, p.seat.number, p.ow.copy(), p.ow.fence())); err != nil {
+			return err
+		}
+	}
+	return p.seat.leave()
+}
+
 // disown lets go of a pool that was closed, and of the seat if nothing is pinned.
 func (p *Pool) disown() error {
 	if err := p.swapOwner(p.ow, makeOwnerWord(ownedByNobody, p.seat.number, p.ow.copy(), p.ow.fence())); err != nil {

@@ -38,7 +38,7 @@ type Options struct {
 	Instance string
 
 	// Holder tells daemons of one kernel apart, and people which it is: host name
-	// and directory, of which the last 64 bytes count.
+	// and directory. Two processes with the same must not be at the pool at once.
 	Holder string
 
 	// Seat is the seat of this kernel, which memory without compare-and-swap
@@ -49,8 +49,16 @@ type Options struct {
 	bootID func() ([16]byte, error)
 }
 
-// HolderName is what a seat has of Options.Holder.
-func HolderName(holder string) string { return holder[max(0, len(holder)-identityText):] }
+// HolderName is what a seat has of Options.Holder: the end of a long one, behind
+// a part of its digest, since a seat must not be taken for another's.
+func HolderName(holder string) string {
+	if len(holder) <= identityText {
+		return holder
+	}
+	digest := hashBytes([]byte(holder))
+	mark := hex.EncodeToString(digest[:8]) + "…"
+	return mark + holder[len(holder)-(identityText-len(mark)):]
+}
 
 func (opts Options) seat() int {
 	if opts.Seat == nil {

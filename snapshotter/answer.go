@@ -74,7 +74,13 @@ func (s *Snapshotter) answerFlatten(ctx context.Context, id [32]byte) error {
 	if err != nil {
 		return err
 	}
-	time.AfterFunc(answerGrace, unpin)
+	s.answered.Go(func() {
+		select {
+		case <-time.After(answerGrace):
+		case <-s.closing:
+		}
+		unpin()
+	})
 	return nil
 }
 

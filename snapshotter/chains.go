@@ -225,8 +225,9 @@ func (s *store) chainOn(ctx context.Context, id, below [32]byte) (*daxmem.Record
 	return rec, nil
 }
 
-// keeping are the pools in which a snapshot's layers have to be pinned: another
-// kernel's, and this one's if another kernel may own it one day.
+// keeping are the pools in which the layers of snapshots have to be pinned:
+// another kernel's, and this one's if another kernel may own it one day, whose
+// collection knows nothing of the snapshots here.
 func (s *Snapshotter) keeping() (all []*store) {
 	for _, st := range s.images.stores() {
 		if !st.Region().Private() {

@@ -181,6 +181,74 @@ func layerTwo(t testing.TB) func(string) {
 	return func(d string) { write(t, d+"/etc/os", "two"); write(t, d+"/more", "more") }
 }
 
+// An owner that stops leaves its snapshots' layers pinned: whoever owns the pool
+// next knows nothing of the snapshots.
+func TestNextOwnerKeepsLayers(t *testing.T) {
+	testutil.Root(t)
+	dir, err := os.MkdirTemp("/dev/shm", "snapshotter-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	location := filepath.Join(dir, "pool")
+	roots := map[string]string{"first": t.TempDir(), "second": t.TempDir()}
+	own := func(holder string, during func(r *rig)) {
+		t.Helper()
+		pool, err := daxmem.OpenOrCreate(ctx, location, daxmem.Options{MaxSize: 64 << 20, Holder: holder})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pool.Close()
+		e, _, err := engine.Select(ctx, nil, snapshotter.EnginePool(pool))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sn, err := snapshotter.New(ctx, snapshotter.Options{Root: roots[holder], Pool: pool, Engine: e})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer testutil.UnmountBelow(t, roots[holder])
+		defer sn.Close()
+		during(&rig{sn, roots[holder], pool})
+	}
+	var one, two string
+	own("first", func(r *rig) {
+		one, _ = unpack(t, r, "a", "one", "", layerOne(t))
+		two, _ = unpack(t, r, "a", "two", one, layerTwo(t))
+	})
+	own("second", func(r *rig) {
+		if err := r.Cleanup(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if r.used(t) == 0 {
+			t.Error("the second owner freed the layers of the first one's snapshots")
+		}
+	})
+	own("first", func(r *rig) {
+		mounts, err := r.Prepare(ctx, "a/9/container", two)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, lowerOf(t, mounts)+"/etc/os"); got != "two" {
+			t.Errorf("read %q", got)
+		}
+		for _, name := range []string{"a/9/container", two, one} {
+			if err := r.Remove(ctx, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.check(t)
+	})
+	own("second", func(r *rig) {
+		if err := r.Cleanup(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if used := r.used(t); used != 0 {
+			t.Errorf("%d bytes are in use after the last snapshot was removed", used)
+		}
+	})
+}
+
 // What the owner has unpacked, the reader neither fetches nor unpacks; it runs
 // from the owner's memory, and keeps it there.
 func TestAttach(t *testing.T) {

@@ -98,12 +98,17 @@ type Snapshotter struct {
 	usage recency      // guarded by referring, held exclusively
 	tried atomic.Int64 // hundredths of a percent that were in use after the last eviction
 
-	// layers are pins, in shared pools, of what snapshots need.
 	convert func(ctx context.Context, name string) error
 	asking  sync.Mutex // for chains, one after the other
 
+	// layers are pins, in shared pools, of what snapshots need.
 	kept   sync.Mutex
 	layers map[[32]byte]func()
+
+	// answered are pins of what other kernels were given a moment ago.
+	answered sync.WaitGroup
+	closing  chan struct{}
+	close    func() // closes closing, once
 }
 
 var (
@@ -132,7 +137,8 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot metadata: %w", err)
 	}
-	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, keep: opts.Keep, layers: make(map[[32]byte]func())}
+	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, keep: opts.Keep, layers: make(map[[32]byte]func()), closing: make(chan struct{})}
+	s.close = sync.OnceFunc(func() { close(s.closing) })
 	s.images = newImages(filepath.Join(opts.Root, "images"))
 	if opts.Pool != nil {
 		s.images.own, s.images.pool = &store{opts.Pool, opts.Engine}, opts.Pool
@@ -203,6 +209,8 @@ func openMetadata(ctx context.Context, path string) (*storage.MetaStore, error) 
 // Close stops using the metadata. It removes and unmounts nothing: containers
 // go on.
 func (s *Snapshotter) Close() error {
+	s.close()
+	s.answered.Wait()
 	if s.spill != nil {
 		s.spill.end()
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -95,7 +96,10 @@ func (s source) fetch(ctx context.Context) (string, error) {
 
 // bootstrap unpacks the packages into dir without running any of their scripts.
 func (s source) bootstrap(ctx context.Context, dir string) error {
-	mirror := debianMirror(ctx)
+	mirror, err := debianMirror(ctx)
+	if err != nil {
+		return err
+	}
 	lines := fmt.Sprintf("deb %s %s main\n", mirror, s.base)
 	if s.suite != s.base {
 		lines += fmt.Sprintf("deb %s %s main\n", mirror, s.suite)
@@ -112,14 +116,25 @@ func (s source) bootstrap(ctx context.Context, dir string) error {
 	return nil
 }
 
-// debianMirror is the mirror that this machine's apt uses, or Debian's own name.
-func debianMirror(ctx context.Context) string {
-	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)",
-		"Created-By: Packages", "Origin: Debian", "Label: Debian").Output()
-	if line, _, _ := bytes.Cut(out, []byte("\n")); err == nil && len(line) > 0 {
-		return strings.TrimSuffix(string(line), "/")
+// debianMirror is the mirror that this machine's apt uses. It is known by its
+// index, which a machine may not have yet.
+func debianMirror(ctx context.Context) (string, error) {
+	for _, update := range []bool{false, true} {
+		if update {
+			if out, err := exec.CommandContext(ctx, "apt-get", "update", "-qq").CombinedOutput(); err != nil {
+				return "", fmt.Errorf("apt-get update: %w: %s", err, out)
+			}
+		}
+		out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)",
+			"Created-By: Packages", "Origin: Debian", "Label: Debian").Output()
+		if err != nil {
+			return "", fmt.Errorf("ask apt for its mirror of Debian: %w", err)
+		}
+		if line, _, _ := bytes.Cut(out, []byte("\n")); len(line) > 0 {
+			return strings.TrimSuffix(string(line), "/"), nil
+		}
 	}
-	return "http://deb.debian.org/debian"
+	return "", errors.New("apt knows no mirror of Debian")
 }
 
 // chroot runs a command in a chroot of our making, with a /proc, which objtool

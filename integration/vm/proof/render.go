@@ -80,6 +80,8 @@ func replaceMarked(path, text string) error {
 type target struct {
 	what, want, got string
 	met             bool
+	// known: a miss is told, and is no error: the design says why it cannot be met.
+	known bool
 }
 
 func writeTargets(w *bytes.Buffer, targets []target) {
@@ -104,7 +106,7 @@ func judge(targets []target, check bool) error {
 	var missed error
 	for _, t := range targets {
 		fmt.Printf("%-6s %s: %s (wanted: %s)\n", strings.Trim(verdict(t.met), "*"), t.what, t.got, t.want)
-		if !t.met && check {
+		if !t.met && !t.known && check {
 			missed = errors.Join(missed, fmt.Errorf("missed: %s: %s, want %s", t.what, t.got, t.want))
 		}
 	}

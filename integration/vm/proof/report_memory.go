@@ -117,13 +117,11 @@ func (m *memoryReport) total(engine string, s state) (sum taken) {
 	return sum
 }
 
-// of returns what one kernel uses in a state.
+// of returns what one kernel uses while all of them hold that much.
 func (m *memoryReport) of(engine, kernel string, containers, processes int) taken {
-	for s, records := range m.held[engine] {
-		for _, r := range records {
-			if s.containers == containers && s.processes == processes && r.Kernel == kernel {
-				return m.taken(engine, kernel, r.Memory)
-			}
+	for _, r := range m.held[engine][state{len(m.kernels), containers, processes}] {
+		if r.Kernel == kernel {
+			return m.taken(engine, kernel, r.Memory)
 		}
 	}
 	panic(fmt.Sprintf("no record of %s on %s with %d x %d processes", engine, kernel, containers, processes))
@@ -184,6 +182,7 @@ type further struct {
 	what   string
 	bytes  func(engine, kernel string) int64
 	target bool // whether 1 % is asked of it
+	known  bool // that it is missed, for a reason that the design gives
 }
 
 // furtherOnes compares states that differ in one thing.
@@ -197,25 +196,28 @@ func (m *memoryReport) furtherOnes() []further {
 		}
 	}
 	all := func(e, k string) int64 { return m.of(e, k, c1, p1).image - m.of(e, k, c0, p0).image }
-	plain := m.engines[0] // overlayfs, unless the command line says otherwise
-	return []further{
-		{fmt.Sprintf("process, of %d in a container", p1), between(c0, p0, c0, p1), true},
-		{fmt.Sprintf("container, of %d", c1), between(c0, p0, c1, p0), true},
-		{fmt.Sprintf("process, of %d in %d containers", c1*p1, c1), between(c0, p0, c1, p1), true},
+	ones := []further{
+		{fmt.Sprintf("process, of %d in a container", p1), between(c0, p0, c0, p1), true, false},
+		{fmt.Sprintf("container, of %d", c1), between(c0, p0, c1, p0), true, false},
+		{fmt.Sprintf("process, of %d in %d containers", c1*p1, c1), between(c0, p0, c1, p1), true, false},
 		// What of a process has no counter (its page directory, its pipes) adds
 		// up to more than the image's part: it is the same on any file system.
-		{fmt.Sprintf("%d processes in %d containers, all together", c1*p1-c0*p0, c1), all, false},
-		{fmt.Sprintf("%d processes in %d containers, all together, beyond what they take on %s", c1*p1-c0*p0, c1, plain), func(e, k string) int64 {
-			return all(e, k) - all(plain, k)
-		}, true},
+		{fmt.Sprintf("%d processes in %d containers, all together", c1*p1-c0*p0, c1), all, false, false},
 		{"kernel, its page structs apart", func(e, k string) int64 {
 			return m.of(e, k, c0, p0).image - m.pageStructs(e, k)
-		}, true},
-		// They are 64 bytes for 4096, whatever the module does.
+		}, true, false},
+		// They are 64 bytes for 4096: 1.56 % (docs/design/0004).
 		{"kernel, its page structs included", func(e, k string) int64 {
 			return m.of(e, k, c0, p0).image
-		}, false},
+		}, true, true},
 	}
+	const plain = "overlayfs"
+	if slices.Contains(m.engines, plain) {
+		ones = append(ones, further{fmt.Sprintf("%d processes in %d containers, all together, beyond what they take on %s", c1*p1-c0*p0, c1, plain), func(e, k string) int64 {
+			return all(e, k) - all(plain, k)
+		}, true, false})
+	}
+	return ones
 }
 
 func (m *memoryReport) writeFurther(w *bytes.Buffer) {
@@ -288,7 +290,7 @@ func (m *memoryReport) targets() []target {
 		got := m.worst(engine, f)
 		all = append(all, target{
 			"memory of a further " + f.what, "below 1 % of the image",
-			m.percent(got), got*100 < m.image,
+			m.percent(got), got*100 < m.image, f.known,
 		})
 	}
 	for _, e := range m.evidence {
@@ -299,9 +301,9 @@ func (m *memoryReport) targets() []target {
 		n := len(e.After)
 		all = append(all,
 			target{"pages of containers at their address in the pool, " + e.EvidenceOf, "all",
-				fmt.Sprintf("%d of %d", f.Equal, f.Pages), f.Equal == f.Pages && f.Pages > 0},
+				fmt.Sprintf("%d of %d", f.Equal, f.Pages), f.Equal == f.Pages && f.Pages > 0, false},
 			target{"containers that see a byte written from outside by mmap and by read, " + e.EvidenceOf, "all",
-				fmt.Sprintf("%d and %d of %d", mapped, read, n), mapped == n && read == n && n > 0})
+				fmt.Sprintf("%d and %d of %d", mapped, read, n), mapped == n && read == n && n > 0, false})
 	}
 	return all
 }

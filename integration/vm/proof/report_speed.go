@@ -156,15 +156,15 @@ func (s *speedReport) targets() []target {
 			continue
 		}
 		r, _ := s.speed(what, fs)
-		all = append(all, target{what + ", speed against tmpfs", "not below 1 (noise: 0.05)", r.String(), r.median >= 1-noise})
+		all = append(all, target{what + ", speed against tmpfs", "not below 1 (noise: 0.05)", r.String(), r.median >= 1-noise, false})
 	}
 	for _, kind := range []string{"private", "shared"} {
 		for _, what := range []string{inOrder + kind, inOrder2 + kind} {
 			n := s.faultsFor64MiB(what, fs)
-			all = append(all, target{"faults for 64 MiB, " + what, "at most 40", fmt.Sprintf("%.1f", n), n <= 40})
+			all = append(all, target{"faults for 64 MiB, " + what, "at most 40", fmt.Sprintf("%.1f", n), n <= 40, false})
 		}
 		n := s.pagesPerTouch(atRandom+kind, fs)
-		all = append(all, target{"mapped for one byte, " + atRandom + kind, "less than 2 MiB", fmt.Sprintf("%.0f KiB", 4*n), n < 512})
+		all = append(all, target{"mapped for one byte, " + atRandom + kind, "less than 2 MiB", fmt.Sprintf("%.0f KiB", 4*n), n < 512, false})
 	}
 	small, large := protocol.DirSizes[0], protocol.DirSizes[len(protocol.DirSizes)-1]
 	for _, kind := range []string{"hit", "miss"} {
@@ -176,7 +176,7 @@ func (s *speedReport) targets() []target {
 		r := spreadOf(ratios)
 		all = append(all, target{
 			fmt.Sprintf("time of a lookup %s in %d entries against %d", kind, large, small), "at most 3",
-			r.String(), r.median <= 3,
+			r.String(), r.median <= 3, false,
 		})
 	}
 	return all
