@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -103,6 +104,7 @@ func TestImageMountRefuses(t *testing.T) {
 	for _, r := range ls.Records {
 		of[r.Kind] = "pool:" + r.Key
 	}
+	chain := fmt.Sprintf("pool:%x", s.pool.Chains()[0].Key)
 	dir := mountPoint(t)
 	for name, c := range map[string]struct {
 		args []string
@@ -114,7 +116,7 @@ func TestImageMountRefuses(t *testing.T) {
 		"bad offset":       {[]string{"--offset", "100", file, dir}, 2, "want a multiple of 4096"},
 		"offset behind":    {[]string{"--offset", "1073741824", file, dir}, 2, "at most"},
 		"layer":            {[]string{of["layer"], dir}, 1, "a layer cannot be mounted"},
-		"chain":            {[]string{of["chain"], dir}, 1, "no such image or layer"},
+		"chain":            {[]string{chain, dir}, 1, "no such image or layer"},
 		"damaged":          {[]string{damaged, dir}, 1, "corrupt"},
 		"unsuitable":       {[]string{"--engine", "daxfs", "--engine", "erofs-dax", file, dir}, 1, "has no physical address"},
 		"missing":          {[]string{file + ".none", dir}, 1, "no such file"},

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -168,8 +167,7 @@ func openPool(ctx context.Context, cfg *config.Config) (*daxmem.Pool, error) {
 
 // findRecord finds a record by the beginning of its key or by a chain ID.
 func findRecord(ctx context.Context, cfg *config.Config, pool *daxmem.Pool, spec string) (*daxmem.Record, error) {
-	// A chain has no bytes of its own to look into.
-	records := slices.DeleteFunc(pool.Records(), func(r *daxmem.Record) bool { return r.Kind == daxmem.KindChain })
+	records := pool.Records() // chains have no bytes of their own to look into
 	if chain, ok := strings.CutPrefix(spec, "sha256:"); ok {
 		return findChain(ctx, cfg, records, chain)
 	}
