@@ -262,6 +262,12 @@ func (s *Snapshotter) keepLayers(ctx context.Context, live *LiveSet) {
 	for k := range live.layers {
 		s.keepLayer(ctx, k)
 	}
+	s.leaveLayers(live)
+}
+
+// leaveLayers lets go of the layers that no snapshot needs any more. referring
+// is held exclusively.
+func (s *Snapshotter) leaveLayers(live *LiveSet) {
 	s.kept.Lock()
 	defer s.kept.Unlock()
 	for k, unpin := range s.layers {

@@ -82,6 +82,7 @@ func (s *Snapshotter) reclaim(ctx context.Context) bool {
 	live, err := Live(ctx, s.ms)
 	var names []*name
 	if err == nil {
+		s.leaveLayers(live)
 		names, err = s.unused(live)
 	}
 	if err != nil {
