@@ -37,7 +37,7 @@ func (r *record) selfContained() bool { return r.word.kind() == KindImage && len
 
 func (r *record) public() *Record {
 	return &Record{
-		Slot: r.slot, Kind: r.word.kind(), Key: r.key, Digest: r.digest, ChainID: r.chain,
+		Slot: r.slot, Kind: r.word.kind(), Key: r.key, Digest: r.digest, Below: r.below,
 		Generation: r.word.generation(), Sequence: r.seq, Offset: r.off, Size: r.size,
 		Entries: r.entries, DataBytes: r.data, Created: unixNano(r.created),
 		Durable: r.flags&flagDurable != 0, Quarantined: r.why, Pins: r.pins, Users: r.users,
@@ -61,7 +61,6 @@ type books struct {
 	avail []int     // free slots, highest first
 
 	live     map[recordKey]*record // sound and LIVE
-	chains   map[[32]byte]*record  // images by chainID
 	bad      map[*record]struct{}  // quarantined
 	leaving  map[*record]struct{}  // RETIRED, but pinned by other kernels
 	byOff    map[int64]*extent
@@ -75,7 +74,7 @@ func newBooks(sup *super, size int64) *books {
 	return &books{
 		size: size, sup: sup, alloc: space.New(sup.dataStart, size),
 		slots: make([]*record, sup.records), words: make([]word, sup.records),
-		live: map[recordKey]*record{}, chains: map[[32]byte]*record{}, bad: map[*record]struct{}{}, leaving: map[*record]struct{}{},
+		live: map[recordKey]*record{}, bad: map[*record]struct{}{}, leaving: map[*record]struct{}{},
 		byOff: map[int64]*extent{}, byDigest: map[[32]byte]*extent{},
 		segTop: sup.dataStart,
 	}
@@ -147,9 +146,6 @@ func (b *books) enter(r *record) {
 	b.slots[r.slot] = r
 	b.words[r.slot] = r.word
 	b.live[recordKey{r.word.kind(), r.key}] = r
-	if r.word.kind() == KindImage && r.chain != [32]byte{} {
-		b.chains[r.chain] = r
-	}
 	for _, e := range r.exts {
 		e.published = true
 	}
@@ -177,9 +173,6 @@ func (b *books) unlist(r *record) {
 	k := recordKey{r.word.kind(), r.key}
 	if b.live[k] == r {
 		delete(b.live, k)
-	}
-	if b.chains[r.chain] == r {
-		delete(b.chains, r.chain)
 	}
 	delete(b.bad, r)
 }

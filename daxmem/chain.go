@@ -41,9 +41,9 @@ func (p *Pool) publishChain(ctx context.Context, chainID, layer, parent [32]byte
 
 func (p *Pool) publishChainLocked(slot int, chainID, layer, parent [32]byte) (rec *Record, used bool, err error) {
 	if there := p.live[recordKey{KindChain, chainID}]; there != nil {
-		if there.digest != layer || there.chain != parent {
+		if there.digest != layer || there.below != parent {
 			return nil, false, invalidf("it is there with layer %x on chain %x, not layer %x on chain %x",
-				there.digest[:8], there.chain[:8], layer[:8], parent[:8])
+				there.digest[:8], there.below[:8], layer[:8], parent[:8])
 		}
 		return there.public(), false, nil
 	}
@@ -54,7 +54,7 @@ func (p *Pool) publishChainLocked(slot int, chainID, layer, parent [32]byte) (re
 	r := &record{slot: slot, layers: []*record{l}}
 	r.entry = entry{
 		word: makeWord(stateWriting, KindChain, p.words[slot].generation()+1, p.ow.fence()),
-		key:  chainID, digest: layer, chain: parent, created: time.Now().UnixNano(), seq: p.seq + 1,
+		key:  chainID, digest: layer, below: parent, created: time.Now().UnixNano(), seq: p.seq + 1,
 	}
 	if err := p.store(r); err != nil {
 		return nil, false, err
@@ -66,5 +66,5 @@ func (p *Pool) publishChainLocked(slot int, chainID, layer, parent [32]byte) (re
 }
 
 // Chain returns the chain with that chainID, or ErrNotFound. Its Digest is the
-// key of the layer on top, its ChainID the chainID of the chain below.
+// key of the layer on top, its Below the chainID of the chain below.
 func (p *Pool) Chain(id [32]byte) (*Record, error) { return p.find(KindChain, id) }

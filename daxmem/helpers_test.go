@@ -112,7 +112,7 @@ func tryImage(p *Pool, k [32]byte, layers ...[32]byte) (*Record, error) {
 	size := segmentSize(0, len(layers))
 	return p.PublishImage(bg, k, layers, size, func(off int64) ([]byte, error) {
 		return buildSegment(off, p.size, nil, layers, true, size), nil
-	}, RecordMeta{ChainID: k})
+	}, RecordMeta{})
 }
 
 func addLayer(t testing.TB, p *Pool, name string, files ...[]byte) *Record {

@@ -41,8 +41,8 @@ func TestRoundTrip(t *testing.T) {
 		}
 	}
 	addImage(t, p, "image", "layer")
-	if got, err := p.ImageByChainID(key("image")); err != nil || got.Key != key("image") {
-		t.Errorf("by chainID: %v %v", got, err)
+	if got, err := p.Image(key("image")); err != nil || got.Key != key("image") {
+		t.Errorf("image: %v %v", got, err)
 	}
 	verify := func(p *Pool) {
 		t.Helper()

@@ -106,7 +106,7 @@ func (p *Pool) commit(d *draft, r *record, kind Kind, key [32]byte, meta RecordM
 	r.slot = d.slot
 	r.entry = entry{
 		word: makeWord(stateWriting, kind, p.words[d.slot].generation()+1, p.ow.fence()),
-		off:  d.off, size: d.size, key: key, digest: d.digest, chain: meta.ChainID,
+		off:  d.off, size: d.size, key: key, digest: d.digest,
 		entries: meta.Entries, data: meta.DataBytes, created: time.Now().UnixNano(), seq: p.seq + 1,
 		copies: d.copies,
 	}

@@ -115,7 +115,7 @@ const (
 //	    24    8 segment size, bytes (its space is rounded up to blocks)
 //	    32   32 key
 //	    64   32 BLAKE3-256 of the segment; of a chain, key of the layer on top
-//	    96   32 chainID of an image (SHA-256), or zero; of a chain, that below
+//	    96   32 of a chain, chainID (SHA-256) of the chain below, or zero; else zero
 //	   128    8 entries: names in all directories
 //	   136    8 data bytes: of all regular files, before deduplication
 //	   144    8 created, unix ns
@@ -130,7 +130,7 @@ type entry struct {
 	size    int64
 	key     [32]byte
 	digest  [32]byte
-	chain   [32]byte
+	below   [32]byte
 	entries uint64
 	data    uint64
 	created int64
@@ -146,7 +146,7 @@ func (e *entry) encode() []byte {
 	le.PutUint64(b[24:], uint64(e.size))
 	copy(b[32:], e.key[:])
 	copy(b[64:], e.digest[:])
-	copy(b[96:], e.chain[:])
+	copy(b[96:], e.below[:])
 	le.PutUint64(b[128:], e.entries)
 	le.PutUint64(b[136:], e.data)
 	le.PutUint64(b[144:], uint64(e.created))
@@ -187,7 +187,7 @@ func decodeEntry(b []byte) (e entry, c condition, why string) {
 		size:    int64(le.Uint64(b[24:])),
 		key:     [32]byte(b[32:64]),
 		digest:  [32]byte(b[64:96]),
-		chain:   [32]byte(b[96:128]),
+		below:   [32]byte(b[96:128]),
 		entries: le.Uint64(b[128:]),
 		data:    le.Uint64(b[136:]),
 		created: int64(le.Uint64(b[144:])),
@@ -229,7 +229,7 @@ type Record struct {
 	Kind       Kind
 	Key        [32]byte
 	Digest     [32]byte // BLAKE3-256 of the segment; of a chain, key of the layer on top
-	ChainID    [32]byte // zero when not given
+	Below      [32]byte // of a chain, the chainID of the chain below, zero for none
 	Generation uint32
 	Sequence   uint64 // order of publication
 	Offset     int64  // of the segment in the region
@@ -253,7 +253,6 @@ func recordName(k Kind, key [32]byte) string {
 
 // RecordMeta is what a publisher says about a record.
 type RecordMeta struct {
-	ChainID   [32]byte // SHA-256 chainID that also finds an image, or zero
-	Entries   uint64   // names in all directories
-	DataBytes uint64   // bytes of regular files, before deduplication
+	Entries   uint64 // names in all directories
+	DataBytes uint64 // bytes of regular files, before deduplication
 }

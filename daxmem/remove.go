@@ -17,17 +17,6 @@ func (p *Pool) Layer(key [32]byte) (*Record, error) { return p.find(KindLayer, k
 // Image returns the image with that key, or ErrNotFound.
 func (p *Pool) Image(key [32]byte) (*Record, error) { return p.find(KindImage, key) }
 
-// ImageByChainID returns the image that was published with that chainID, or
-// ErrNotFound.
-func (p *Pool) ImageByChainID(id [32]byte) (*Record, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if r := p.chains[id]; r != nil {
-		return r.public(), nil
-	}
-	return nil, fmt.Errorf("image of chain %x: %w", id[:8], ErrNotFound)
-}
-
 func (p *Pool) find(kind Kind, key [32]byte) (*Record, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -58,7 +58,7 @@ func (s *Snapshotter) answerFlatten(ctx context.Context, id [32]byte) error {
 			return err
 		}
 		up = append(up, rec.Digest)
-		below = rec.ChainID
+		below = rec.Below
 		if len(up) > maxChain {
 			return fmt.Errorf("chain of more than %d layers: %w", maxChain, ErrDamaged)
 		}

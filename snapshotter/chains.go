@@ -216,9 +216,9 @@ func (s *store) chainOn(ctx context.Context, id, below [32]byte) (*daxmem.Record
 	if err != nil {
 		return nil, err
 	}
-	if rec.ChainID != below {
+	if rec.Below != below {
 		// A chainID is a digest of all that is below: somebody lies.
-		log.G(ctx).WithField("chain", key(id)).WithField("on", key(below)).WithField("recorded", key(rec.ChainID)).
+		log.G(ctx).WithField("chain", key(id)).WithField("on", key(below)).WithField("recorded", key(rec.Below)).
 			Warn("chain stands on another one in the pool, and is not used")
 		return nil, fmt.Errorf("chain sha256:%x on sha256:%x: %w", id, below[:8], daxmem.ErrNotFound)
 	}

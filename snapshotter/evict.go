@@ -175,16 +175,16 @@ func link(records []*daxmem.Record) (names []*name, layers map[[32]byte]*daxmem.
 	for _, n := range chains {
 		// Down to what is known already, and back up.
 		var up []*name
-		for at := n; at != nil && at.depth < 0 && len(up) <= maxChain; at = chains[at.chain.ChainID] {
+		for at := n; at != nil && at.depth < 0 && len(up) <= maxChain; at = chains[at.chain.Below] {
 			up = append(up, at)
 		}
 		for _, at := range slices.Backward(up) {
 			if at.depth >= 0 {
 				continue // in a circle, which no owner makes
 			}
-			at.below = chains[at.chain.ChainID]
+			at.below = chains[at.chain.Below]
 			switch {
-			case at.chain.ChainID == [32]byte{}:
+			case at.chain.Below == [32]byte{}:
 				at.depth, at.key = 0, key{}.with(at.chain.Digest)
 			case at.below == nil || at.below.depth < 0:
 				at.depth, at.below = 0, nil

@@ -71,6 +71,19 @@ func FindRefs(infos []snapshots.Info) *Refs {
 	return r
 }
 
+// ChainImages returns the keys of the images that the chains of a catalog make,
+// by chainID, whether the catalog has those images or not.
+func ChainImages(chains []*daxmem.Record) map[[32]byte][32]byte {
+	names, _ := link(chains)
+	images := make(map[[32]byte][32]byte, len(names))
+	for _, n := range names {
+		if n.key != (key{}) {
+			images[n.chain.Key] = n.key
+		}
+	}
+	return images
+}
+
 // chainIn is chainOf over a list of snapshots.
 func chainIn(byName map[string]snapshots.Info, name string) (chain, bool) {
 	var c chain

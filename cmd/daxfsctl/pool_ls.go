@@ -105,11 +105,17 @@ func listPool(c *cli.Context, cfg *config.Config, pool *daxmem.Pool) *poolLsJSON
 		fmt.Fprintf(c.App.ErrWriter, "daxfsctl: warning: %s\n", oneLine(err))
 	}
 	names := findNames(c, refs)
+	chains := make(map[[32]byte]string) // by key of the image
+	for id, k := range snapshotter.ChainImages(pool.Chains()) {
+		if name := "sha256:" + hex.EncodeToString(id[:]); chains[k] == "" || name < chains[k] {
+			chains[k] = name
+		}
+	}
 	records := pool.Records()
 	slices.SortFunc(records, sortRecords)
 	users := make(map[string][]string) // images by layer
 	for _, rec := range records {
-		r := describeRecord(pool, rec, refs, held)
+		r := describeRecord(pool, rec, chains[rec.Key], refs, held)
 		r.Names = names.of(r.Snapshots, rec.Kind == daxmem.KindImage)
 		for _, l := range r.Layers {
 			users[l] = append(users[l], r.Key)
@@ -124,7 +130,8 @@ func listPool(c *cli.Context, cfg *config.Config, pool *daxmem.Pool) *poolLsJSON
 	return res
 }
 
-func describeRecord(pool *daxmem.Pool, rec *daxmem.Record, refs *snapshotter.Refs, held []snapshotter.Held) *recordJSON {
+// describeRecord needs the chainID that the catalog has for an image, or "".
+func describeRecord(pool *daxmem.Pool, rec *daxmem.Record, chain string, refs *snapshotter.Refs, held []snapshotter.Held) *recordJSON {
 	r := &recordJSON{
 		Kind: rec.Kind.String(), Key: hex.EncodeToString(rec.Key[:]), Entries: rec.Entries, Offset: rec.Offset, Metadata: rec.Size,
 		Data: rec.DataBytes, Created: rec.Created.UTC(), Durable: rec.Durable, Quarantined: rec.Quarantined, Snapshots: []string{},
@@ -135,8 +142,8 @@ func describeRecord(pool *daxmem.Pool, rec *daxmem.Record, refs *snapshotter.Ref
 	}
 	r.Snapshots = append(r.Snapshots, escapeAll(refs.Images[rec.Key])...)
 	r.UsedBy = escapeAll(refs.Users[rec.Key])
-	if r.ChainID = chainOf(r.Snapshots); rec.ChainID != [32]byte{} {
-		r.ChainID = "sha256:" + hex.EncodeToString(rec.ChainID[:])
+	if r.ChainID = chainOf(r.Snapshots); r.ChainID == "" {
+		r.ChainID = chain
 	}
 	for _, h := range held {
 		if h.Key == rec.Key && (r.Mount == nil || h.Mounted) {

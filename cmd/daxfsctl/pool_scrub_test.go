@@ -121,7 +121,7 @@ func TestPoolScrubMetadata(t *testing.T) {
 	}
 	// The chain's record: its slot in the catalog.
 	for _, r := range s.pool.Chains() {
-		if r.ChainID == [32]byte{} {
+		if r.Below == [32]byte{} {
 			continue
 		}
 		if err := flip(s.poolPath(), 4096+int64(r.Slot)*256+64); err != nil {

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -19,6 +21,7 @@ import (
 	"github.com/daxfs/containerd-daxfs/internal/disk"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
 	"github.com/daxfs/containerd-daxfs/mkdaxfs"
+	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
 const poolPrefix = "pool:"
@@ -169,7 +172,7 @@ func openPool(ctx context.Context, cfg *config.Config) (*daxmem.Pool, error) {
 func findRecord(ctx context.Context, cfg *config.Config, pool *daxmem.Pool, spec string) (*daxmem.Record, error) {
 	records := pool.Records() // chains have no bytes of their own to look into
 	if chain, ok := strings.CutPrefix(spec, "sha256:"); ok {
-		return findChain(ctx, cfg, records, chain)
+		return findChain(ctx, cfg, pool, chain)
 	}
 	if spec == "" || strings.Trim(spec, "0123456789abcdef") != "" {
 		return nil, usagef("pool:%s: want pool: and the beginning of a key in hexadecimal, or of a chain ID (sha256:...)", escape(spec))
@@ -210,10 +213,15 @@ func pick(records []*daxmem.Record, name string, match func(*daxmem.Record) bool
 
 // findChain finds the image of a chain ID: in the catalog, or by the name of
 // the committed snapshot.
-func findChain(ctx context.Context, cfg *config.Config, records []*daxmem.Record, chain string) (*daxmem.Record, error) {
+func findChain(ctx context.Context, cfg *config.Config, pool *daxmem.Pool, chain string) (*daxmem.Record, error) {
 	name := "pool:sha256:" + escape(chain)
+	records := pool.Records()
+	wanted := make(map[[32]byte]bool) // keys of images
+	for id, k := range snapshotter.ChainImages(pool.Chains()) {
+		wanted[k] = wanted[k] || strings.HasPrefix(hex.EncodeToString(id[:]), chain)
+	}
 	rec, err := pick(records, name, func(r *daxmem.Record) bool {
-		return r.ChainID != [32]byte{} && strings.HasPrefix(hex.EncodeToString(r.ChainID[:]), chain)
+		return r.Kind == daxmem.KindImage && wanted[r.Key]
 	})
 	if !errdefs.IsNotFound(err) {
 		return rec, err
@@ -222,7 +230,7 @@ func findChain(ctx context.Context, cfg *config.Config, records []*daxmem.Record
 	if err != nil {
 		return nil, fmt.Errorf("%s: the catalog has no such chain ID, and the snapshots cannot be asked: %w", name, err)
 	}
-	known := false
+	known := slices.Contains(slices.Collect(maps.Values(wanted)), true)
 	rec, err = pick(records, name, func(r *daxmem.Record) bool {
 		return r.Kind == daxmem.KindImage && hasChain(refs.Images[r.Key], chain)
 	})
