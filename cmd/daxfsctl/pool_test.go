@@ -284,6 +284,10 @@ func TestPoolNames(t *testing.T) {
 	if out := s.good("image", "cat", "pool:"+img.ChainID, "/etc/conf"); out != "one" {
 		t.Errorf("without the daemon: %q", out)
 	}
+	// Another kernel has no snapshots of it.
+	if out := s.good("--root", t.TempDir(), "--pool", filepath.Join(s.dir, "pool.daxfs"), "image", "cat", "pool:"+img.ChainID, "/etc/conf"); out != "one" {
+		t.Errorf("by the catalog alone: %q", out)
+	}
 }
 
 func TestPickAmbiguous(t *testing.T) {
