@@ -15,6 +15,7 @@ const seatCount = SeatCount
 const (
 	seatRequest   = 512
 	seatHeartbeat = 1024
+	seatCounts    = 1032 // words, see Counts
 	seatPins      = blockSize
 )
 

@@ -27,7 +27,8 @@ type Reader struct {
 	verified map[int]word // segments whose digest was right, by slot
 	closing  bool
 
-	asking sync.Mutex // one request at a time
+	asking   sync.Mutex // one request at a time
+	counting sync.Mutex
 
 	stop    chan struct{}
 	beating sync.WaitGroup

@@ -98,6 +98,7 @@ type Seat struct {
 	Claimed   time.Time
 	Heartbeat time.Time // by the holder's clock; zero: never
 	Pins      int
+	Chains    Counts // how the holder came by what it was to run; of readers
 	Owner     bool   // the pool's owner sits here
 	Mine      bool   // of this kernel
 	Damaged   string // what is wrong with the lease, or empty
@@ -166,6 +167,9 @@ func readSeats(w Window, g *geometry, own *seat) ([]*Seat, error) {
 		s.Owner = ow.state() != ownedByNobody && ow.seat() == n
 		s.Mine = own != nil && own.number == n && word == own.word
 		if s.Pins, err = countPins(w, g, n); err != nil {
+			return nil, err
+		}
+		if s.Chains, err = readCounts(w, g, n); err != nil {
 			return nil, err
 		}
 		out = append(out, s)
@@ -247,7 +251,7 @@ func takeSeat(w Window, g *geometry, id Identity, n int, free seatWord) (*seat, 
 	step(stepSeatClaimed)
 	at := g.seat(n)
 	l := lease{id, time.Now().UnixNano()}
-	zero := make([]byte, g.seatSize-blockSize-seatRequest) // request, heartbeat and pins
+	zero := make([]byte, g.seatSize-blockSize-seatRequest) // request, heartbeat, counts and pins
 	_, err := w.WriteAt(zero, at+seatRequest)
 	if err == nil {
 		_, err = w.WriteAt(l.encode(), at+leaseAt)

@@ -182,6 +182,9 @@ func (s *Snapshotter) pinLayer(k key) (*daxmem.Record, func(), error) {
 func (s *Snapshotter) findChain(ctx context.Context, id, below [32]byte, labels map[string]string) (*store, *daxmem.Record, error) {
 	for _, st := range s.images.stores() {
 		rec, err := st.chainOn(ctx, id, below)
+		if err == nil {
+			s.count(st, daxmem.ChainFound)
+		}
 		if !errdefs.IsNotFound(err) {
 			return st, rec, err
 		}
@@ -194,19 +197,32 @@ func (s *Snapshotter) findChain(ctx context.Context, id, below [32]byte, labels 
 	// theirs too.
 	s.asking.Lock()
 	defer s.asking.Unlock()
+	came := daxmem.ChainFound
 	rec, err := shared.chainOn(ctx, id, below)
 	if errdefs.IsNotFound(err) {
+		came = daxmem.ChainBrought
 		if err = s.images.ask.convert(ctx, id, labels); err == nil {
 			rec, err = shared.chainOn(ctx, id, below)
 		}
 	}
 	if err == nil {
+		s.count(shared, came)
 		return shared, rec, nil
 	}
 	if s.pool == nil || s.images.ask.missing == MissingFail {
+		s.count(shared, daxmem.ChainMissed)
 		return nil, nil, fmt.Errorf("chain sha256:%x is not in the pool %s: %w: %w", id, shared.Region().Path(), err, errdefs.ErrFailedPrecondition)
 	}
-	return nil, nil, nil // unpacked here
+	s.count(shared, daxmem.ChainUnpacked)
+	return nil, nil, nil
+}
+
+// count notes how this kernel came by a chain that st has or should have had, if
+// that is another kernel's pool.
+func (s *Snapshotter) count(st *store, o daxmem.Outcome) {
+	if st == s.images.shared {
+		s.images.ask.reader.Count(o)
+	}
 }
 
 // chainOn finds a chain on top of another. One that the pool says is on

@@ -144,6 +144,20 @@ func (k *kernels) attach(t *testing.T, location string, missing snapshotter.Miss
 	k.reader = &rig{sn, opts.Root, opts.Pool}
 }
 
+// counts compares how the reader came by its chains, as the owner sees it.
+func (k *kernels) counts(t *testing.T, want daxmem.Counts) {
+	t.Helper()
+	seats, err := k.owner.pool.Seats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range seats {
+		if s.Holder == "reader" && s.Chains != want {
+			t.Errorf("%v has counted %v chains, want %v", s, s.Chains, want)
+		}
+	}
+}
+
 // A directory that nothing was unpacked into is not older than its snapshot:
 // what a layer does not list is known by that.
 func TestUpperIsNotOlder(t *testing.T) {
@@ -418,12 +432,14 @@ func TestMissing(t *testing.T) {
 				if !errors.Is(err, errdefs.ErrFailedPrecondition) {
 					t.Fatalf("%v, want %v", err, errdefs.ErrFailedPrecondition)
 				}
+				k.counts(t, daxmem.Counts{daxmem.ChainFound: 1, daxmem.ChainMissed: 1})
 				return
 			}
 			r2, unpacked := unpack(t, k.reader, "b", "two", r1, layerTwo(t))
 			if !unpacked {
 				t.Fatal("not unpacked")
 			}
+			k.counts(t, daxmem.Counts{daxmem.ChainFound: 1, daxmem.ChainUnpacked: 1})
 			mounts, err := k.reader.Prepare(ctx, "b/9/container", r2)
 			if err != nil {
 				t.Fatal(err)

@@ -36,12 +36,23 @@ type seatJSON struct {
 	Heartbeat  *time.Time `json:"heartbeat"` // by the holder's clock
 	Pins       int        `json:"pins"`
 	Damaged    string     `json:"damaged,omitempty"`
+	Chains     chainsJSON `json:"chains"`
+}
+
+// chainsJSON counts how a reader came by the chains of layers that it was to
+// run, since it has the seat.
+type chainsJSON struct {
+	Found    uint64 `json:"found"`    // in the pool
+	Brought  uint64 `json:"brought"`  // by the owner, when asked
+	Unpacked uint64 `json:"unpacked"` // by the reader, for itself
+	Missed   uint64 `json:"missed"`   // an error
 }
 
 func newSeatJSON(s *daxmem.Seat) seatJSON {
 	j := seatJSON{
 		Seat: s.Number, Generation: s.Generation, Held: s.Held, Owner: s.Owner, Instance: s.Instance, Holder: s.Holder,
 		Boot: uuid.UUID(s.Boot).String(), Claimed: s.Claimed, Pins: s.Pins, Damaged: s.Damaged,
+		Chains: chainsJSON{s.Chains[daxmem.ChainFound], s.Chains[daxmem.ChainBrought], s.Chains[daxmem.ChainUnpacked], s.Chains[daxmem.ChainMissed]},
 	}
 	if !s.Heartbeat.IsZero() {
 		j.Heartbeat = &s.Heartbeat

@@ -25,9 +25,10 @@ func (r *topJSON) print(w io.Writer) error {
 	}
 	fmt.Fprintln(w)
 	if err := table(w, func(w io.Writer) {
-		fmt.Fprintln(w, "SEAT\tKERNEL\tHOLDER\tHEARTBEAT\tPINS\tROLE")
+		fmt.Fprintln(w, "SEAT\tKERNEL\tHOLDER\tHEARTBEAT\tPINS\tROLE\tFOUND\tBROUGHT\tUNPACKED\tMISSED")
 		for _, s := range r.Seats {
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\n", s.Seat, cmp.Or(escape(s.Instance), "boot "+s.Boot[:8]), orDash(s.Holder), s.age(r.Time), s.Pins, s.role())
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\t%d\t%d\t%d\t%d\n", s.Seat, cmp.Or(escape(s.Instance), "boot "+s.Boot[:8]), orDash(s.Holder), s.age(r.Time), s.Pins, s.role(),
+				s.Chains.Found, s.Chains.Brought, s.Chains.Unpacked, s.Chains.Missed)
 		}
 	}); err != nil {
 		return err
