@@ -3,12 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
+	"github.com/daxfs/containerd-daxfs/internal/config"
 )
 
 // Kernels at a pool are listed and can be declared gone, one by one, and the
@@ -56,5 +58,66 @@ func TestLease(t *testing.T) {
 	}
 	if err := reader.Check(); err == nil {
 		t.Error("the evicted kernel does not notice")
+	}
+}
+
+// Seats have the orchestrator's word beside them, and doctor tells whether there
+// is anybody to ask.
+func TestLeaseInstances(t *testing.T) {
+	s := newSite(t)
+	tree := t.TempDir()
+	write := func(path, text string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(tree, path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(tree, path), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.share = fmt.Sprintf("instances = \"multikernel:%s\"", tree)
+	region, err := daxmem.OpenRegionShared(s.poolPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, err := daxmem.Attach(t.Context(), region, daxmem.Options{Instance: "vm", Holder: "guest:/root"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+
+	wants(t, s.good("lease", "ls"), "owner   -         -", "vm        unclear (ask multikernel: stat "+tree+"/device_tree")
+	if c := s.check("instances"); c.Status != fail || !strings.Contains(c.Detail, "mount -t multikernel none "+tree) {
+		t.Errorf("%+v", c)
+	}
+	write("device_tree", "")
+	write("instances/vm/status", "active\n")
+	for status, want := range map[string]string{"active": "running", "ready": "stopped", "loaded": "unclear"} {
+		write("instances/vm/status", status)
+		var seats []seatJSON
+		s.json(0, &seats, "lease", "ls")
+		if len(seats) != 2 || seats[0].State != "" || seats[1].State != want || seats[1].Word != status {
+			t.Errorf("%s: %+v", status, seats)
+		}
+	}
+	write("instances/other/status", "active")
+	if c := s.check("instances"); c.Status != ok || !strings.Contains(c.Detail, tree+": 2 instances, 1 running; seats") {
+		t.Errorf("%+v", c)
+	}
+	if err := os.RemoveAll(filepath.Join(tree, "instances", "vm")); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, s.good("lease", "ls"), "vm        absent")
+
+	// Nothing is configured: what is there is told.
+	d := &doctor{ctx: t.Context(), cfg: config.Default(), multikernel: tree}
+	d.instances()
+	if c := d.checks[0]; c.Status != ok || !strings.Contains(c.Detail, "1 running; not asked: share.instances = ") {
+		t.Errorf("%+v", c)
+	}
+	d = &doctor{ctx: t.Context(), cfg: config.Default(), multikernel: t.TempDir()}
+	d.instances()
+	if c := d.checks[0]; c.Status != ok || !strings.Contains(c.Detail, "no orchestrator") {
+		t.Errorf("%+v", c)
 	}
 }

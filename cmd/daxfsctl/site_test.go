@@ -32,6 +32,8 @@ type site struct {
 	pool   *daxmem.Pool
 	sn     *snapshotter.Snapshotter
 	server *grpc.Server
+	more   string // lines of [pool] in the configuration
+	share  string // and of [share]
 }
 
 // noEngine mounts nothing, which nothing here looks at.
@@ -214,7 +216,7 @@ func (s *site) ctl(args ...string) (out, errOut string, code int) {
 	s.t.Helper()
 	var o, e bytes.Buffer
 	args = append([]string{"daxfsctl", "--config", filepath.Join(s.dir, "config.toml")}, args...)
-	text := fmt.Sprintf("root = %q\naddress = %q\n[pool]\nmax_size = \"64MiB\"\n", s.dir, s.socket())
+	text := fmt.Sprintf("root = %q\naddress = %q\n[pool]\nmax_size = \"64MiB\"\n%s\n[share]\n%s\n", s.dir, s.socket(), s.more, s.share)
 	if err := os.WriteFile(filepath.Join(s.dir, "config.toml"), []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
