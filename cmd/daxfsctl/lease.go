@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -70,7 +72,11 @@ func leaseLs(c *cli.Context) error {
 	for _, s := range seats {
 		out = append(out, newSeatJSON(s))
 	}
-	if err := askInstances(c.Context, cfg, out); err != nil {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	if err := askInstances(c.Context, cfg, out, strings.TrimSpace(string(boot))); err != nil {
 		return err
 	}
 	if c.Bool("json") {
@@ -86,8 +92,8 @@ func leaseLs(c *cli.Context) error {
 
 // askInstances fills in what the orchestrator says about the instances that have
 // the seats, where the configuration names one. That it cannot be asked is an
-// answer too.
-func askInstances(ctx context.Context, cfg *config.Config, seats []seatJSON) error {
+// answer too. boot is this kernel's boot ID, about which nobody need be asked.
+func askInstances(ctx context.Context, cfg *config.Config, seats []seatJSON, boot string) error {
 	o, err := cfg.Share.Orchestrator()
 	if o == nil || err != nil {
 		return err
@@ -99,7 +105,9 @@ func askInstances(ctx context.Context, cfg *config.Config, seats []seatJSON) err
 			continue // nobody knows who it is
 		}
 		status := list.Of(s.Instance)
-		if err != nil {
+		if s.Boot == boot {
+			status = instances.Status{State: instances.Running, Word: "this kernel"}
+		} else if err != nil {
 			status = instances.Status{State: instances.Unclear, Word: oneLine(err)}
 		}
 		s.State, s.Word = status.State.String(), escape(status.Word)

@@ -86,7 +86,23 @@ func TestLeaseInstances(t *testing.T) {
 	}
 	defer reader.Close()
 
-	wants(t, s.good("lease", "ls"), "owner   -         -", "vm        unclear (ask multikernel: stat "+tree+"/device_tree")
+	wants(t, s.good("lease", "ls"), "owner   -         -", "vm        running (this kernel)")
+	asked := func() seatJSON {
+		t.Helper()
+		_, errOut, code := s.ctl("lease", "ls") // writes the configuration
+		cfg, err := config.Load(filepath.Join(s.dir, "config.toml"))
+		if err != nil || code != 0 {
+			t.Fatal(err, errOut)
+		}
+		seats := []seatJSON{{Boot: "other", Instance: "vm"}, {Boot: "other"}}
+		if err := askInstances(t.Context(), cfg, seats, "this"); err != nil || seats[1].State != "" {
+			t.Fatalf("%+v, %v", seats, err)
+		}
+		return seats[0]
+	}
+	if got := asked(); got.State != "unclear" || !strings.Contains(got.Word, "stat "+tree+"/device_tree") {
+		t.Errorf("%+v", got)
+	}
 	if c := s.check("instances"); c.Status != fail || !strings.Contains(c.Detail, "mount -t multikernel none "+tree) {
 		t.Errorf("%+v", c)
 	}
@@ -94,10 +110,8 @@ func TestLeaseInstances(t *testing.T) {
 	write("instances/vm/status", "active\n")
 	for status, want := range map[string]string{"active": "running", "ready": "stopped", "loaded": "unclear"} {
 		write("instances/vm/status", status)
-		var seats []seatJSON
-		s.json(0, &seats, "lease", "ls")
-		if len(seats) != 2 || seats[0].State != "" || seats[1].State != want || seats[1].Word != status {
-			t.Errorf("%s: %+v", status, seats)
+		if got := asked(); got.State != want || got.Word != status || got.state() != want+" ("+status+")" {
+			t.Errorf("%s: %+v", status, got)
 		}
 	}
 	write("instances/other/status", "active")
@@ -107,7 +121,9 @@ func TestLeaseInstances(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(tree, "instances", "vm")); err != nil {
 		t.Fatal(err)
 	}
-	wants(t, s.good("lease", "ls"), "vm        absent")
+	if got := asked(); got.state() != "absent" {
+		t.Errorf("%+v", got)
+	}
 
 	// Nothing is configured: what is there is told.
 	d := &doctor{ctx: t.Context(), cfg: config.Default(), multikernel: tree}
