@@ -114,6 +114,7 @@ func TestLeaseInstances(t *testing.T) {
 			t.Errorf("%s: %+v", status, got)
 		}
 	}
+	write("instances/vm/status", "ready")
 	write("instances/other/status", "active")
 	if c := s.check("instances"); c.Status != ok || !strings.Contains(c.Detail, tree+": 2 instances, 1 running; seats") {
 		t.Errorf("%+v", c)
