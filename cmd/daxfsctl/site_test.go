@@ -34,6 +34,7 @@ type site struct {
 	server *grpc.Server
 	more   string // lines of [pool] in the configuration
 	share  string // and of [share]
+	keep   snapshotter.Keep
 }
 
 // noEngine mounts nothing, which nothing here looks at.
@@ -86,7 +87,7 @@ func (s *site) open() {
 	if s.pool, err = daxmem.OpenOrCreate(ctx, s.poolPath(), daxmem.Options{MaxSize: 64 << 20}); err != nil {
 		s.t.Fatal(err)
 	}
-	if s.sn, err = snapshotter.New(ctx, snapshotter.Options{Root: s.dir, Pool: s.pool, Engine: noEngine{}}); err != nil {
+	if s.sn, err = snapshotter.New(ctx, snapshotter.Options{Root: s.dir, Pool: s.pool, Engine: noEngine{}, Keep: s.keep}); err != nil {
 		s.t.Fatal(err)
 	}
 }
