@@ -54,6 +54,7 @@ type doctor struct {
 	containerdConfig string
 	name             string // of the snapshotter in containerd
 	multikernel      string // instances.MultikernelDir; another one in tests
+	boot             string // this kernel's boot ID
 
 	checks  []check
 	snippet strings.Builder // what is missing in containerd's configuration
@@ -72,6 +73,9 @@ func runDoctor(c *cli.Context) error {
 	}
 	d := &doctor{ctx: c.Context, containerdConfig: c.String("containerd-config"), name: c.String("name"), multikernel: instances.MultikernelDir}
 	var err error
+	if d.boot, err = bootID(); err != nil {
+		return err
+	}
 	if d.cfg, err = loadConfig(c); err != nil {
 		d.add("config", fail, oneLine(err), "correct "+c.String("config")+", see config.toml.example")
 		d.cfg = config.Default()

@@ -72,11 +72,11 @@ func leaseLs(c *cli.Context) error {
 	for _, s := range seats {
 		out = append(out, newSeatJSON(s))
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := bootID()
 	if err != nil {
 		return err
 	}
-	if err := askInstances(c.Context, cfg, out, strings.TrimSpace(string(boot))); err != nil {
+	if err := askInstances(c.Context, cfg, out, boot); err != nil {
 		return err
 	}
 	if c.Bool("json") {
@@ -88,6 +88,15 @@ func leaseLs(c *cli.Context) error {
 			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\n", s.Seat, s.role(), orDash(s.Instance), s.state(), orDash(s.Holder), s.Pins, s.age(time.Now()))
 		}
 	})
+}
+
+// bootID is this kernel's, as seats have it.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot ID: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
 }
 
 // askInstances fills in what the orchestrator says about the instances that have
