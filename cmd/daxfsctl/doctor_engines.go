@@ -16,6 +16,10 @@ import (
 // engines tries every engine on the pool.
 func (d *doctor) engines() {
 	p, done, err := d.enginePool()
+	if isMissing(err) && d.fresh() {
+		d.add("engine", warn, "no engine could be tried: the daemon makes the pool's memory at its first start", "start the daemon, which tries them")
+		return
+	}
 	if err != nil {
 		d.add("engine", fail, "the pool's memory cannot be looked at: "+oneLine(err), "see pool below")
 		return
