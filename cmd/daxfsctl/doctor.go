@@ -55,6 +55,7 @@ type doctor struct {
 	name             string // of the snapshotter in containerd
 	multikernel      string // instances.MultikernelDir; another one in tests
 	boot             string // this kernel's boot ID
+	root             string // "/"; another one in tests
 
 	checks  []check
 	snippet strings.Builder // what is missing in containerd's configuration
@@ -71,7 +72,7 @@ func runDoctor(c *cli.Context) error {
 	if err := arguments(c, 0, 0); err != nil {
 		return err
 	}
-	d := &doctor{ctx: c.Context, containerdConfig: c.String("containerd-config"), name: c.String("name"), multikernel: instances.MultikernelDir}
+	d := &doctor{ctx: c.Context, containerdConfig: c.String("containerd-config"), name: c.String("name"), multikernel: instances.MultikernelDir, root: "/"}
 	var err error
 	if d.boot, err = bootID(); err != nil {
 		return err
@@ -87,6 +88,7 @@ func runDoctor(c *cli.Context) error {
 	if os.Geteuid() == 0 { // kernel has said that the rest needs it
 		d.engines()
 		d.directories()
+		d.regions()
 		d.pool()
 		d.daemon()
 	}
