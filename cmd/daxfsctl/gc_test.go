@@ -124,6 +124,20 @@ func TestPoolGCOfReader(t *testing.T) {
 	}
 }
 
+// A reader's daemon collects the pool that is its own, where nothing is kept for
+// others.
+func TestPoolGCOfReadersOwnPool(t *testing.T) {
+	s := newSite(t)
+	s.more, s.share = "keep_unused = true", "role = \"reader\""
+	s.orphanChain()
+	s.serve()
+	var res gcJSON
+	s.json(0, &res, "pool", "gc", "--dry-run")
+	if len(res.Removed) != 1 || res.Removed[0].Kind != "chain" || res.By != "daemon" {
+		t.Errorf("%+v", res)
+	}
+}
+
 // What keep_unused keeps is not announced, and stays; without the daemon all of
 // it goes.
 func TestPoolGCKeepUnused(t *testing.T) {

@@ -100,7 +100,8 @@ func planGC(ctx context.Context, cfg *config.Config) (*gcJSON, error) {
 		return nil, err
 	}
 	kept := snapshotter.Kept(nil)
-	if from == "daemon" && cfg.Pool.KeepUnused {
+	private := cfg.Share.Role != config.RoleOwner && cfg.Pool.Path == cfg.Share.OwnPool
+	if from == "daemon" && cfg.Pool.KeepUnused && !private {
 		kept = snapshotter.Kept(append(pool.Records(), pool.Chains()...))
 	}
 	live := func(kind daxmem.Kind, key [32]byte) bool {

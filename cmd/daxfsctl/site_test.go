@@ -205,6 +205,17 @@ func (s *site) orphan() {
 	}
 }
 
+// orphanChain publishes a chain that no snapshot has.
+func (s *site) orphanChain() {
+	s.t.Helper()
+	for _, r := range s.pool.Records() {
+		if _, err := s.pool.PublishChain(context.Background(), [32]byte{1}, r.Key, [32]byte{}); err != nil {
+			s.t.Fatal(err)
+		}
+		return
+	}
+}
+
 func (s *site) build(l *mkdaxfs.Layout) daxmem.BuildFunc {
 	return func(off int64) ([]byte, error) {
 		super, meta, err := l.Emit(mkdaxfs.Place{Super: off, Meta: off + disk.BlockSize, End: s.pool.Size()})
