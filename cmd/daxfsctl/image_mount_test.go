@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"strings"
@@ -102,6 +103,9 @@ func TestImageMountRefuses(t *testing.T) {
 	of := make(map[string]string) // one of each kind
 	for _, r := range ls.Records {
 		of[r.Kind] = "pool:" + r.Key
+	}
+	for _, r := range s.pool.Chains() { // which pool ls does not list
+		of["chain"] = "pool:" + hex.EncodeToString(r.Key[:])
 	}
 	dir := mountPoint(t)
 	for name, c := range map[string]struct {

@@ -35,10 +35,9 @@ func other(number int, generation uint64, name string) *daxmem.Seat {
 // watch is a watcher with what it looks at.
 type watch struct {
 	*Watcher
-	t      *testing.T
-	says   *script
-	seats  []*daxmem.Seat
-	unread error
+	t     *testing.T
+	says  *script
+	seats []*daxmem.Seat
 }
 
 func newWatch(t *testing.T, seats ...*daxmem.Seat) *watch {
