@@ -21,11 +21,12 @@ const MultikernelDir = "/sys/fs/multikernel"
 //	DIR/instances/NAME/status   empty, ready, loaded, active or failed
 //
 // A kernel sees the instances that it has spawned, and its own. Sources, read as
-// facts: github.com/multikernel/linux, Documentation/multikernel/usage.rst,
-// kernel/multikernel/kernfs.c and core.c, kernel/kexec_file.c (copies up to
-// commit d0b12c94); github.com/multikernel/kerf, src/kerf/{utils,kill,unload,
-// delete}. No kernel that we test with has it: the tests have a directory of the
-// same form, and what a real one does at the moment of a change is not tried.
+// facts: github.com/multikernel/linux, Documentation/multikernel/usage.rst
+// (d0b12c94), kernel/kexec_file.c (758894fd), and several versions of
+// kernel/multikernel/{kernfs,core}.c, which differ in when they say "loaded";
+// github.com/multikernel/kerf, src/kerf/{kill,unload,delete}/main.py. No kernel
+// that we test with has it: the tests have a directory of the same form, and what
+// a real one does at the moment of a change is not tried.
 //
 // What the words mean for memory that an instance reads:
 //
@@ -39,7 +40,8 @@ const MultikernelDir = "/sys/fs/multikernel"
 //     and not active. The system call behind it does not check, so who calls it
 //     past kerf has to have stopped the instance.
 //   - no directory: the instance was removed, which is refused while it is
-//     active or loaded, and its processors and memory were given back.
+//     active or loaded, as is the undoing of its creation; its processors and
+//     memory are given back.
 //
 // The status file does not notify: it has to be read again and again.
 type Multikernel struct {
