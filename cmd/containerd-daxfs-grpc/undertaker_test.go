@@ -201,8 +201,12 @@ func (m *machine) until(what string, done func() bool) {
 	}
 }
 
-// manyLooks is long enough for an undertaker to make up its mind.
-const manyLooks = 10 * 50 * time.Millisecond
+// manyLooks is long enough for an undertaker to make up its mind. seenAlive is
+// more than that on a slow machine: nothing tells when it has looked.
+const (
+	manyLooks = 10 * 50 * time.Millisecond
+	seenAlive = 2 * time.Second
+)
 
 // What a reader has pinned stays as long as it may run, and goes when the
 // orchestrator says that its instance is gone. Who is unknown there stays.
@@ -226,7 +230,7 @@ func TestInstanceGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unknown.Close()
-	time.Sleep(manyLooks)
+	time.Sleep(seenAlive)
 
 	reader.dies(t)
 	if err := owner.snapshots(t).Remove(t.Context(), "test/2/"+chain); err != nil {
@@ -282,7 +286,7 @@ func TestOwnerGone(t *testing.T) {
 	next := m.boots("host", "auto", fmt.Sprintf("instances = \"multikernel:%s\"", m.tree))
 	other := m.boots("other", "reader", "missing = \"fail\"")
 	m.set("other", "active")
-	time.Sleep(manyLooks)
+	time.Sleep(seenAlive)
 	owner.dies(t)
 	other.dies(t)
 	m.remove("instances/other") // a reader's business is the owner's
