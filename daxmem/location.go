@@ -145,13 +145,18 @@ func parseSize(s, size string) (int64, error) {
 
 // Lock is what an owner of the region locks: a whole file or device (flock,
 // size 0), or a range of one (a lock of the open file). An empty file: nothing,
-// nobody else can have that memory, or it is not there.
+// as nobody else can have that memory (dma-heap), or it is not there.
 func (l Location) Lock() (file string, off, size int64) {
 	switch l.scheme() {
 	case "":
 		return l.Path, 0, 0
 	case KindIvshmem:
 		return filepath.Join(sysPCI, l.Name, "resource2"), 0, 0
+	case KindMemfd:
+		if all, err := findDescriptors(memfdLink(l)); err == nil && len(all) > 0 {
+			return all[0].path(), 0, 0
+		}
+		return "", 0, 0
 	case KindPhys:
 		if l.Name != "" {
 			all, err := readIomem()
@@ -176,10 +181,17 @@ func (l Location) Lock() (file string, off, size int64) {
 	return "", 0, 0
 }
 
-// LockFile is the file of Lock.
-func (l Location) LockFile() string {
-	file, _, _ := l.Lock()
-	return file
+// Made reports whether an owner makes the memory where there is none.
+func (l Location) Made() bool {
+	switch l.scheme() {
+	case "":
+		return filepath.Dir(l.Path) != "/dev"
+	case KindMemfd, KindDmaHeap:
+		return true
+	case KindLazyCMA:
+		return l.Size > 0
+	}
+	return false
 }
 
 // scheme is the kind of what has no path.

@@ -45,10 +45,13 @@ func openMemfd(path string, l Location, a access) (Region, error) {
 	return &memfdRegion{r, systemUdmabuf}, nil
 }
 
+// memfdLink is how /proc shows a descriptor of the memory.
+func memfdLink(l Location) string { return "/memfd:" + memfdPrefix + l.Name + " (deleted)" }
+
 // findMemfd looks for the memory in all processes. One of another user does not
 // count, whatever its name.
 func findMemfd(l Location, a access) (*os.File, error) {
-	holders, err := findDescriptors("/memfd:" + memfdPrefix + l.Name + " (deleted)")
+	holders, err := findDescriptors(memfdLink(l))
 	if err != nil {
 		return nil, err
 	}

@@ -59,8 +59,13 @@ func (s *Snapshotter) keepUnused(ctx context.Context, live *LiveSet) (*LiveSet, 
 		s.evict(ctx, live, names, func() bool { return s.pool.Room().Percent() <= float64(s.keep.Low) })
 		s.tried.Store(int64(s.pool.Room().Percent() * 100))
 	}
-	// Layers stay with the chains and images that need them. What no chain
-	// leads to nobody can ask for.
+	return kept(names), nil
+}
+
+// kept are the chains that were not evicted, and their images. Layers stay with
+// the chains and images that need them. What no chain leads to nobody can ask
+// for.
+func kept(names []*name) *LiveSet {
 	kept := &LiveSet{images: make(map[[32]byte]struct{}), chains: make(map[[32]byte]struct{})}
 	for _, n := range names {
 		if n.gone {
@@ -71,7 +76,14 @@ func (s *Snapshotter) keepUnused(ctx context.Context, live *LiveSet) (*LiveSet, 
 			kept.images[n.image.Key] = struct{}{}
 		}
 	}
-	return kept, nil
+	return kept
+}
+
+// Kept returns what a Keep that is on keeps of a pool with these records, chains
+// included, as long as it is not above the high watermark.
+func Kept(records []*daxmem.Record) *LiveSet {
+	names, _ := link(records)
+	return kept(names)
 }
 
 // reclaim makes room in a full pool, for daxmem.Pool.SetReclaim: as far as the

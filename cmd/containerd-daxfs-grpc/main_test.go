@@ -28,6 +28,9 @@ const mainVar = "DAXFS_TEST_MAIN"
 // TestMain makes the test binary the daemon when a test asks for it.
 func TestMain(m *testing.M) {
 	if os.Getenv(mainVar) != "" {
+		if file := os.Getenv(bootVar); file != "" {
+			becomeKernel(file)
+		}
 		main()
 		os.Exit(0)
 	}
@@ -61,8 +64,14 @@ type process struct {
 
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := &process{Cmd: exec.Command(os.Args[0], args...), done: make(chan struct{})}
-	p.Env = append(os.Environ(), mainVar+"=1")
+	return launch(t, exec.Command(os.Args[0], args...))
+}
+
+// launch starts cmd, a command of this test binary, as the daemon.
+func launch(t *testing.T, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{Cmd: cmd, done: make(chan struct{})}
+	p.Env = append(append(os.Environ(), mainVar+"=1"), cmd.Env...)
 	p.Stdout, p.Stderr = &p.log, &p.log
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
@@ -72,7 +81,7 @@ func start(t *testing.T, args ...string) *process {
 		_ = p.Process.Kill() // it may have ended
 		<-p.done
 		if t.Failed() {
-			t.Logf("daemon %v:\n%s", args, p.log.String())
+			t.Logf("daemon %v:\n%s", cmd.Args, p.log.String())
 		}
 	})
 	return p

@@ -44,7 +44,10 @@ func openPools(ctx context.Context, cfg *config.Config) (_ *pools, err error) {
 			err = errors.Join(err, p.Close())
 		}
 	}()
-	opts := options(cfg)
+	if cfg.Share.Role != config.RoleOwner && cfg.Share.OwnPool == cfg.Pool.Path {
+		return p, fmt.Errorf("share.own_pool and pool.path are both %q: a reader's own pool is another one: %w", cfg.Pool.Path, errdefs.ErrInvalidArgument)
+	}
+	opts := cfg.PoolOptions()
 	if cfg.Share.Role != config.RoleReader {
 		p.own, err = openPool(ctx, cfg, cfg.Pool.Path, opts)
 		if err == nil || cfg.Share.Role == config.RoleOwner || !errors.Is(err, daxmem.ErrOwned) {
@@ -79,22 +82,6 @@ func openPools(ctx context.Context, cfg *config.Config) (_ *pools, err error) {
 		p.engine, err = selectEngine(ctx, cfg, p.own)
 	}
 	return p, err
-}
-
-// options are those of all pools.
-func options(cfg *config.Config) daxmem.Options {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "?"
-	}
-	opts := daxmem.Options{
-		MaxSize: int64(cfg.Pool.MaxSize), SyncOnPublish: cfg.Pool.SyncOnCommit, SelfContained: !cfg.Pool.ShareExtents,
-		Instance: cfg.Share.Instance, Holder: host + ":" + cfg.Root,
-	}
-	if cfg.Share.Seat >= 0 {
-		opts.Seat = &cfg.Share.Seat
-	}
-	return opts
 }
 
 // openPool opens or makes the pool at a location as its owner.
@@ -175,7 +162,9 @@ func (p *pools) Close() (err error) {
 // errOrphaned ends the daemon so that it is started again in another role.
 var errOrphaned = fmt.Errorf("the pool has no owner any more, this daemon is to be started again as its owner: %w", errdefs.ErrUnavailable)
 
-const watchPause = 2 * time.Second
+// watchPause is the time between two looks at the pool and at the orchestrator. A
+// variable for tests.
+var watchPause = 2 * time.Second
 
 // watch returns errOrphaned when a pool that this daemon is to own loses its
 // owner, daxmem.ErrFenced when it loses its seat, nil when ctx ends.

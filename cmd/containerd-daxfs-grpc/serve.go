@@ -44,6 +44,10 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 		return err
 	}
 	defer func() { retErr = errors.Join(retErr, pools.Close()) }()
+	undertaker, err := newUndertaker(cfg, pools)
+	if err != nil {
+		return err
+	}
 	sn, err := snapshotter.New(ctx, snapshotter.Options{
 		Root: cfg.Root, Pool: pools.own, Engine: pools.engine, Shared: pools.shared, SharedEngine: pools.sharedEngine,
 		Missing: cfg.Share.Missing, AskWait: time.Duration(cfg.Share.AskTimeout), Former: pools.former, Convert: converter(cfg),
@@ -62,6 +66,9 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 	defer stop()
 	failed := make(chan error, 3)
 	background.Go(func() { failed <- pools.watch(working) })
+	if undertaker != nil {
+		background.Go(func() { undertaker.run(working, sn.Cleanup) })
+	}
 	if pools.own != nil && pools.shared == nil {
 		background.Go(func() { failed <- pools.own.Serve(working, sn.Answer) })
 	}

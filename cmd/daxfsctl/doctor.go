@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/daxfs/containerd-daxfs/internal/config"
+	"github.com/daxfs/containerd-daxfs/internal/instances"
 )
 
 func doctorCommand() *cli.Command {
@@ -52,6 +53,9 @@ type doctor struct {
 	cfg              *config.Config
 	containerdConfig string
 	name             string // of the snapshotter in containerd
+	multikernel      string // instances.MultikernelDir; another one in tests
+	boot             string // this kernel's boot ID
+	root             string // "/"; another one in tests
 
 	checks  []check
 	snippet strings.Builder // what is missing in containerd's configuration
@@ -68,8 +72,11 @@ func runDoctor(c *cli.Context) error {
 	if err := arguments(c, 0, 0); err != nil {
 		return err
 	}
-	d := &doctor{ctx: c.Context, containerdConfig: c.String("containerd-config"), name: c.String("name")}
+	d := &doctor{ctx: c.Context, containerdConfig: c.String("containerd-config"), name: c.String("name"), multikernel: instances.MultikernelDir, root: "/"}
 	var err error
+	if d.boot, err = bootID(); err != nil {
+		return err
+	}
 	if d.cfg, err = loadConfig(c); err != nil {
 		d.add("config", fail, oneLine(err), "correct "+c.String("config")+", see config.toml.example")
 		d.cfg = config.Default()
@@ -81,9 +88,11 @@ func runDoctor(c *cli.Context) error {
 	if os.Geteuid() == 0 { // kernel has said that the rest needs it
 		d.engines()
 		d.directories()
+		d.regions()
 		d.pool()
 		d.daemon()
 	}
+	d.instances()
 	d.containerd()
 
 	failed, warned := 0, 0

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/google/uuid"
+
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
 	"github.com/daxfs/containerd-daxfs/snapshotter"
@@ -14,6 +16,10 @@ import (
 // engines tries every engine on the pool.
 func (d *doctor) engines() {
 	p, done, err := d.enginePool()
+	if isMissing(err) && d.fresh() {
+		d.add("engine", warn, "no engine could be tried: the daemon makes the pool's memory at its first start", "start the daemon, which tries them")
+		return
+	}
 	if err != nil {
 		d.add("engine", fail, "the pool's memory cannot be looked at: "+oneLine(err), "see pool below")
 		return
@@ -108,9 +114,9 @@ func (d *doctor) enginePool() (engine.Pool, func(), error) {
 }
 
 // trialImage finds an image of the pool that stays while it is mounted for a
-// trial: one that the daemon has mounted, or any where nobody owns the pool.
+// trial: one that the daemon has mounted, or any where nobody can remove it.
 func (d *doctor) trialImage(pool *daxmem.Pool) *daxmem.Record {
-	idle := poolOwner(d.cfg.Pool.Path) == nil
+	idle := d.idle(pool)
 	held, err := snapshotter.HeldImages(d.cfg.Root)
 	if err != nil && !idle {
 		return nil
@@ -122,4 +128,17 @@ func (d *doctor) trialImage(pool *daxmem.Pool) *daxmem.Record {
 		}
 	}
 	return nil
+}
+
+// idle reports whether nobody owns the pool, or could own it soon: no process
+// here, and no other kernel, whose lock cannot be seen here. The seat of this
+// kernel's own daemon stays for its pins when it stops.
+func (d *doctor) idle(pool *daxmem.Pool) bool {
+	seats, err := pool.Seats()
+	if err != nil {
+		return false
+	}
+	return poolOwner(d.cfg.Pool.Path) == nil && !slices.ContainsFunc(seats, func(s *daxmem.Seat) bool {
+		return uuid.UUID(s.Boot).String() != d.boot || s.Damaged != ""
+	})
 }

@@ -81,6 +81,8 @@ func (d *doctor) pool() {
 			remedy = "pool.path names something else: correct it, or, if nobody needs what is there, daxfsctl pool create --force"
 		case errors.Is(err, os.ErrNotExist):
 			remedy = "pool.path names a device that is not there: correct it, or load its driver"
+		case errors.Is(err, daxmem.ErrNoMemory):
+			remedy = "pool.path names memory that is not there: correct it (the lines region_… have what is), or load its driver"
 		}
 		d.add("pool", fail, oneLine(err), remedy)
 		return
@@ -93,9 +95,6 @@ func (d *doctor) pool() {
 	}
 	most, left := room(d.cfg, &st)
 	detail := fmt.Sprintf("%s: %s, %s, %s of %s available", path, plural(st.LayerCount, "layer"), plural(st.ImageCount, "image"), size(left), size(most))
-	var fs unix.Statfs_t
-	volatile := st.Kind == daxmem.KindPhys || st.Kind == daxmem.KindFile && unix.Statfs(path, &fs) == nil &&
-		(fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.HUGETLBFS_MAGIC)
 	switch {
 	case st.QuarantinedCount == 0 && pool.SelfContained() == d.cfg.Pool.ShareExtents:
 		d.add("pool", fail, fmt.Sprintf("%s was made with share_extents = %v, the configuration has %v: the daemon does not start", path, !pool.SelfContained(), d.cfg.Pool.ShareExtents),
@@ -105,8 +104,12 @@ func (d *doctor) pool() {
 			"daxfsctl pool check names them and the images concerned: remove these and pull them again")
 	case left < most/20:
 		d.add("pool", warn, detail, "remove images, or raise pool.max_size")
-	case volatile:
-		d.add("pool", warn, detail+"; it is in memory only", "after a reboot, images must be removed and pulled again")
+	case !pool.Region().Persistent() && d.cfg.Pool.Persist:
+		d.add("pool", ok, detail+"; in memory, with copies in "+d.cfg.SpillPath(), "")
+	case !pool.Region().Persistent():
+		kind, _ := daxmem.InfoOf(st.Kind)
+		d.add("pool", warn, detail+"; it is in memory only (after a reboot: "+kind.Reboot+")",
+			"pool.persist = true keeps copies on disk; without it images must be removed and pulled again")
 	default:
 		d.add("pool", ok, detail, "")
 	}
@@ -119,16 +122,21 @@ func (d *doctor) fresh() bool {
 	if err != nil {
 		return false
 	}
-	if _, err := os.Stat(l.LockFile()); errors.Is(err, os.ErrNotExist) {
-		return filepath.Dir(l.LockFile()) != "/dev"
-	}
 	region, err := daxmem.OpenRegionReadOnly(d.cfg.Pool.Path)
+	if isMissing(err) {
+		return l.Made()
+	}
 	if err != nil {
 		return false
 	}
 	defer shut(region)
 	blank, err := daxmem.Blank(region)
 	return err == nil && blank
+}
+
+// isMissing reports that a region could not be opened because it is not there.
+func isMissing(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, daxmem.ErrNoMemory)
 }
 
 // layers compares what the snapshots need with what the pool has.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -48,6 +49,17 @@ func (s *site) examine(code int, containerd string, args ...string) *doctorJSON 
 	d := &doctorJSON{}
 	s.json(code, d, append([]string{"doctor", "--containerd-config", s.containerdFile(containerd)}, args...)...)
 	return d
+}
+
+// check runs the whole doctor and returns one of its checks.
+func (s *site) check(name string) check {
+	s.t.Helper()
+	d := &doctorJSON{}
+	out, errOut, _ := s.ctl("doctor", "--json", "--containerd-config", s.containerdFile(""))
+	if err := json.Unmarshal([]byte(out), d); err != nil {
+		s.t.Fatalf("%v\n%s%s", err, out, errOut)
+	}
+	return d.find(s.t, name)
 }
 
 // containerd runs the doctor's checks of containerd.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/config"
+	"github.com/daxfs/containerd-daxfs/internal/instances"
 )
 
 func leaseLsCommand() *cli.Command {
@@ -36,6 +39,10 @@ type seatJSON struct {
 	Heartbeat  *time.Time `json:"heartbeat"` // by the holder's clock
 	Pins       int        `json:"pins"`
 	Damaged    string     `json:"damaged,omitempty"`
+	// State is what the orchestrator says about the instance, and Word how it
+	// puts it or why it is unclear; empty: nobody was asked.
+	State string `json:"instance_state,omitempty"`
+	Word  string `json:"instance_word,omitempty"`
 	Chains     chainsJSON `json:"chains"`
 }
 
@@ -76,15 +83,67 @@ func leaseLs(c *cli.Context) error {
 	for _, s := range seats {
 		out = append(out, newSeatJSON(s))
 	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	if err := askInstances(c.Context, cfg, out, boot); err != nil {
+		return err
+	}
 	if c.Bool("json") {
 		return printJSON(c.App.Writer, out)
 	}
 	return table(c.App.Writer, func(w io.Writer) {
-		fmt.Fprintln(w, "SEAT\tROLE\tINSTANCE\tHOLDER\tPINS\tHEARTBEAT")
+		fmt.Fprintln(w, "SEAT\tROLE\tINSTANCE\tSTATE\tHOLDER\tPINS\tHEARTBEAT")
 		for _, s := range out {
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\n", s.Seat, s.role(), orDash(s.Instance), orDash(s.Holder), s.Pins, s.age(time.Now()))
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\n", s.Seat, s.role(), orDash(s.Instance), s.state(), orDash(s.Holder), s.Pins, s.age(time.Now()))
 		}
 	})
+}
+
+// bootID is this kernel's, as seats have it.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot ID: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// askInstances fills in what the orchestrator says about the instances that have
+// the seats, where the configuration names one. That it cannot be asked is an
+// answer too. boot is this kernel's boot ID, about which nobody need be asked.
+func askInstances(ctx context.Context, cfg *config.Config, seats []seatJSON, boot string) error {
+	o, err := cfg.Share.Orchestrator()
+	if o == nil || err != nil {
+		return err
+	}
+	list, err := o.List(ctx)
+	for i := range seats {
+		s := &seats[i]
+		if s.Instance == "" {
+			continue // nobody knows who it is
+		}
+		status := list.Of(s.Instance)
+		if s.Boot == boot {
+			status = instances.Status{State: instances.Running, Word: "this kernel"}
+		} else if err != nil {
+			status = instances.Status{State: instances.Unclear, Word: oneLine(err)}
+		}
+		s.State, s.Word = status.State.String(), escape(status.Word)
+	}
+	return nil
+}
+
+// state is what the orchestrator says, in a column.
+func (s *seatJSON) state() string {
+	switch {
+	case s.State == "":
+		return "-"
+	case s.Word == "":
+		return s.State
+	}
+	return fmt.Sprintf("%s (%s)", s.State, s.Word)
 }
 
 func orDash(s string) string {

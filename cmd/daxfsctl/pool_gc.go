@@ -23,7 +23,9 @@ func poolGCCommand() *cli.Command {
 		Name:  "gc",
 		Usage: "free what no snapshot needs",
 		Description: "The daemon does this by itself; here it is for a failed or interrupted call, and for looking with\n" +
-			"--dry-run. Where the daemon runs it does the work, else daxfsctl does it in its place.",
+			"--dry-run. Where the daemon runs it does the work, else daxfsctl does it in its place. With keep_unused\n" +
+			"the daemon frees what nobody can ask for, and above high_watermark more than is announced; without the\n" +
+			"daemon all goes that no snapshot needs. Only the pool's owner collects.",
 		Flags:  []cli.Flag{&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "only say what would be freed"}},
 		Action: poolGC,
 	}
@@ -90,12 +92,20 @@ func planGC(ctx context.Context, cfg *config.Config) (*gcJSON, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := mayCollect(cfg, from); err != nil {
+		return nil, err
+	}
 	held, err := snapshotter.HeldImages(cfg.Root)
 	if err != nil {
 		return nil, err
 	}
+	kept := snapshotter.Kept(nil)
+	private := cfg.Share.Role != config.RoleOwner && cfg.Pool.Path == cfg.Share.OwnPool
+	if from == "daemon" && cfg.Pool.KeepUnused && !private {
+		kept = snapshotter.Kept(append(pool.Records(), pool.Chains()...))
+	}
 	live := func(kind daxmem.Kind, key [32]byte) bool {
-		return refs.Has(kind, key) || kind == daxmem.KindImage &&
+		return refs.Has(kind, key) || kept.Has(kind, key) || kind == daxmem.KindImage &&
 			slices.ContainsFunc(held, func(h snapshotter.Held) bool { return h.Key == key })
 	}
 	rep, err := pool.Collect(ctx, live, true)

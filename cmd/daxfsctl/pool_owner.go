@@ -22,8 +22,9 @@ func poolOwner(location string) *ownerJSON {
 	if err != nil {
 		return nil
 	}
+	file, off, size := l.Lock()
 	var st unix.Stat_t
-	if unix.Stat(l.LockFile(), &st) != nil {
+	if file == "" || unix.Stat(file, &st) != nil {
 		return nil
 	}
 	f, err := os.Open("/proc/locks")
@@ -35,7 +36,7 @@ func poolOwner(location string) *ownerJSON {
 	for sc := bufio.NewScanner(f); sc.Scan(); {
 		// 1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF
 		lock := strings.Fields(sc.Text())
-		if len(lock) < 8 || lock[3] != "WRITE" || lock[5] != inode || !locks(lock, l) {
+		if len(lock) < 8 || lock[3] != "WRITE" || lock[5] != inode || !locks(lock, off, size) {
 			continue
 		}
 		pid, err := strconv.Atoi(lock[4])
@@ -54,15 +55,15 @@ func poolOwner(location string) *ownerJSON {
 	return nil
 }
 
-// locks reports whether a line of /proc/locks is an owner's lock of the region
-// at l, or of a part of it.
-func locks(lock []string, l daxmem.Location) bool {
-	if l.Path != "" {
+// locks reports whether a line of /proc/locks is an owner's lock, as
+// daxmem.Location.Lock has it, or one of a part of its range.
+func locks(lock []string, off, size int64) bool {
+	if size == 0 {
 		return lock[1] == "FLOCK"
 	}
-	first, err1 := strconv.ParseUint(lock[6], 10, 64)
-	last, err2 := strconv.ParseUint(lock[7], 10, 64)
-	return lock[1] == "OFDLCK" && err1 == nil && err2 == nil && first < l.Address+uint64(l.Size) && last >= l.Address
+	first, err1 := strconv.ParseInt(lock[6], 10, 64)
+	last, err2 := strconv.ParseInt(lock[7], 10, 64)
+	return lock[1] == "OFDLCK" && err1 == nil && err2 == nil && first < off+size && last >= off
 }
 
 // holder finds the process of a lock that belongs to an open file: /proc/locks

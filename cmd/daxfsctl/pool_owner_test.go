@@ -14,11 +14,11 @@ import (
 )
 
 func TestLocks(t *testing.T) {
-	memory := daxmem.Location{Address: 0x140000000, Size: 1 << 30}
-	file := daxmem.Location{Path: "/pool"}
+	type region struct{ off, size int64 }
+	memory, file := region{0x140000000, 1 << 30}, region{}
 	for _, c := range []struct {
 		lock string
-		l    daxmem.Location
+		l    region
 		want bool
 	}{
 		{"1: FLOCK ADVISORY WRITE 7 fe:00:9 0 EOF", file, true},
@@ -29,7 +29,7 @@ func TestLocks(t *testing.T) {
 		{"1: OFDLCK ADVISORY WRITE -1 00:06:4 6442450944 7442450943", memory, false},
 		{"1: OFDLCK ADVISORY WRITE -1 00:06:4 0 5368709119", memory, false},
 	} {
-		if got := locks(strings.Fields(c.lock), c.l); got != c.want {
+		if got := locks(strings.Fields(c.lock), c.l.off, c.l.size); got != c.want {
 			t.Errorf("%s: %v, want %v", c.lock, got, c.want)
 		}
 	}
@@ -63,4 +63,28 @@ func TestHolder(t *testing.T) {
 		}
 	}
 	t.Errorf("no lock of inode %d in\n%s", st.Ino, b)
+}
+
+// The owner of every kind of region that can be had here is found by its lock,
+// and nobody where there is none.
+func TestPoolOwner(t *testing.T) {
+	name := fmt.Sprintf("ctl-%d", os.Getpid())
+	for _, location := range []string{filepath.Join(t.TempDir(), "pool"), "memfd:" + name + ",size=64MiB"} {
+		if got := poolOwner(location); got != nil {
+			t.Errorf("%s, which is not there, is owned by %+v", location, got)
+		}
+		pool, err := daxmem.OpenOrCreate(t.Context(), location, daxmem.Options{MaxSize: 64 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := poolOwner(location); got == nil || got.PID != os.Getpid() {
+			t.Errorf("%s is owned by %+v, want process %d", location, got, os.Getpid())
+		}
+		if err := pool.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := poolOwner(location); got != nil {
+			t.Errorf("%s, which was closed, is owned by %+v", location, got)
+		}
+	}
 }

@@ -32,6 +32,9 @@ type site struct {
 	pool   *daxmem.Pool
 	sn     *snapshotter.Snapshotter
 	server *grpc.Server
+	more   string // lines of [pool] in the configuration
+	share  string // and of [share]
+	keep   snapshotter.Keep
 }
 
 // noEngine mounts nothing, which nothing here looks at.
@@ -84,7 +87,7 @@ func (s *site) open() {
 	if s.pool, err = daxmem.OpenOrCreate(ctx, s.poolPath(), daxmem.Options{MaxSize: 64 << 20}); err != nil {
 		s.t.Fatal(err)
 	}
-	if s.sn, err = snapshotter.New(ctx, snapshotter.Options{Root: s.dir, Pool: s.pool, Engine: noEngine{}}); err != nil {
+	if s.sn, err = snapshotter.New(ctx, snapshotter.Options{Root: s.dir, Pool: s.pool, Engine: noEngine{}, Keep: s.keep}); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -202,6 +205,14 @@ func (s *site) orphan() {
 	}
 }
 
+// orphanChain publishes a chain that no snapshot has.
+func (s *site) orphanChain() {
+	s.t.Helper()
+	if _, err := s.pool.PublishChain(context.Background(), [32]byte{1}, s.pool.Records()[0].Key, [32]byte{}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 func (s *site) build(l *mkdaxfs.Layout) daxmem.BuildFunc {
 	return func(off int64) ([]byte, error) {
 		super, meta, err := l.Emit(mkdaxfs.Place{Super: off, Meta: off + disk.BlockSize, End: s.pool.Size()})
@@ -214,7 +225,7 @@ func (s *site) ctl(args ...string) (out, errOut string, code int) {
 	s.t.Helper()
 	var o, e bytes.Buffer
 	args = append([]string{"daxfsctl", "--config", filepath.Join(s.dir, "config.toml")}, args...)
-	text := fmt.Sprintf("root = %q\naddress = %q\n[pool]\nmax_size = \"64MiB\"\n", s.dir, s.socket())
+	text := fmt.Sprintf("root = %q\naddress = %q\n[pool]\nmax_size = \"64MiB\"\n%s\n[share]\n%s\n", s.dir, s.socket(), s.more, s.share)
 	if err := os.WriteFile(filepath.Join(s.dir, "config.toml"), []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}

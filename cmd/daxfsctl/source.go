@@ -154,8 +154,14 @@ func recordSource(pool *daxmem.Pool, rec *daxmem.Record) (*source, error) {
 	return &source{Image: img, name: poolPrefix + hex.EncodeToString(rec.Key[:]), origin: rec.Offset, rec: rec, region: pool.Region()}, nil
 }
 
+// openPool opens the configured pool for inspection.
 func openPool(ctx context.Context, cfg *config.Config) (*daxmem.Pool, error) {
-	region, err := daxmem.OpenRegionReadOnly(cfg.Pool.Path)
+	return openPoolAt(ctx, cfg.Pool.Path)
+}
+
+// openPoolAt opens the pool at a location for inspection.
+func openPoolAt(ctx context.Context, location string) (*daxmem.Pool, error) {
+	region, err := daxmem.OpenRegionReadOnly(location)
 	if err != nil {
 		switch {
 		case errors.Is(err, os.ErrPermission):

@@ -19,6 +19,7 @@ import (
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
+	"github.com/daxfs/containerd-daxfs/internal/instances"
 	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
@@ -97,6 +98,11 @@ type Share struct {
 	// Instance is this kernel's name among those at the pool, or empty. No two
 	// may have the same: an earlier boot of it loses its seat to a later one.
 	Instance string `toml:"instance"`
+	// Instances is the orchestrator that says which instances are gone, as
+	// instances.New takes it, or empty: only people say so. The owner evicts their
+	// seats, and with RoleAuto a reader that of an owner. Names of instances are
+	// the orchestrator's then.
+	Instances string `toml:"instances"`
 	// Seat is this kernel's seat, 0 to 63, or -1 for any that is free. A pool on
 	// /dev/pmemN needs one.
 	Seat int `toml:"seat"`
@@ -246,9 +252,6 @@ func (c *Config) Check() error {
 	if err := c.Share.check(c.Root, bad); err != nil {
 		return err
 	}
-	if c.Share.Role != RoleOwner && c.Share.OwnPool == c.Pool.Path {
-		return bad("share.own_pool and pool.path are both %q: a reader's own pool is another one", c.Pool.Path)
-	}
 	for _, e := range c.Engine.Order {
 		if !slices.Contains(engine.Names(), e) {
 			return bad("engine.order names %q, have %s", e, strings.Join(engine.Names(), ", "))
@@ -281,5 +284,37 @@ func (s *Share) check(root string, bad func(format string, args ...any) error) e
 	if !filepath.IsAbs(s.OwnPool) {
 		return bad("share.own_pool %q is not an absolute path", s.OwnPool)
 	}
+	if s.Instances != "" {
+		if _, err := instances.New(s.Instances); err != nil {
+			return fmt.Errorf("configuration: share.instances: %w", err)
+		}
+	}
 	return nil
+}
+
+// Orchestrator is what Share.Instances names, nil where it names none.
+//
+// Preconditions: the configuration was checked.
+func (s *Share) Orchestrator() (instances.Orchestrator, error) {
+	if s.Instances == "" {
+		return nil, nil
+	}
+	return instances.New(s.Instances)
+}
+
+// PoolOptions are those of all pools that this daemon opens, and of who opens one
+// in its place: another holder would have another seat, and not its pins.
+func (c *Config) PoolOptions() daxmem.Options {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "?"
+	}
+	opts := daxmem.Options{
+		MaxSize: int64(c.Pool.MaxSize), SyncOnPublish: c.Pool.SyncOnCommit, SelfContained: !c.Pool.ShareExtents,
+		Instance: c.Share.Instance, Holder: host + ":" + c.Root,
+	}
+	if c.Share.Seat >= 0 {
+		opts.Seat = &c.Share.Seat
+	}
+	return opts
 }

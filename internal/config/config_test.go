@@ -73,7 +73,7 @@ func TestShare(t *testing.T) {
 		`ask_timeout = "0s"`:   `share.ask_timeout is 0s`,
 		`containerd = "sock"`:  `share.containerd "sock" is not an absolute path`,
 		`own_pool = "pool"`:    `share.own_pool "pool" is not an absolute path`,
-		`role = "reader"`:      `share.own_pool and pool.path are both "/var/lib/containerd-daxfs/pool.daxfs"`,
+		`instances = "kerf"`:   `share.instances: orchestrator "kerf": want multikernel`,
 		`instance = "` + strings.Repeat("x", 65) + `"`: `share.instance`,
 	} {
 		_, err := load(t, "[share]\n"+text)
@@ -84,6 +84,27 @@ func TestShare(t *testing.T) {
 	c, err := load(t, "[pool]\npath = \"phys:0x100000000,size=1GiB\"\n[share]\nrole = \"reader\"")
 	if err != nil || c.Share.OwnPool != "/var/lib/containerd-daxfs/pool.daxfs" {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// A reader's own pool can be looked into as the pool: only its daemon minds.
+func TestOwnPoolIsAPool(t *testing.T) {
+	c, err := load(t, "[pool]\npath = \"/var/lib/containerd-daxfs/pool.daxfs\"\n[share]\nrole = \"reader\"")
+	if err != nil || c.Share.OwnPool != c.Pool.Path {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestOrchestrator(t *testing.T) {
+	for text, want := range map[string]string{"": "", "multikernel": "multikernel, /sys/fs/multikernel", "multikernel:/mnt": "multikernel, /mnt"} {
+		c, err := load(t, "[share]\ninstances = '"+text+"'")
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := c.Share.Orchestrator()
+		if err != nil || (o == nil) != (want == "") || o != nil && o.String() != want {
+			t.Errorf("%q: %v, %v, want %q", text, o, err, want)
+		}
 	}
 }
 

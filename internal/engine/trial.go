@@ -119,6 +119,10 @@ func remedyFor(err error, r Region) string {
 	case errors.Is(err, unix.EBUSY) && r.Kind() == "pmem": // Linux 7 and nd_pmem, see kmod/README.md
 		return fmt.Sprintf("take the memory without its driver: pool.path = \"phys:%#x,size=%d\", and "+
 			"echo namespace0.0 > /sys/bus/nd/drivers/nd_pmem/unbind", r.Address(), r.Size())
+	case errors.Is(err, unix.EBUSY) && r.Kind() == "devdax": // pages of 2 MiB, which cannot be mapped singly
+		return fmt.Sprintf("make the device with an alignment of 4 KiB (ndctl create-namespace … -a 4096), or take the memory without its driver: "+
+			"pool.path = \"phys:%#x,size=%d\", and echo %s > /sys/bus/dax/drivers/device_dax/unbind (pmem: /sys/bus/nd/drivers/dax_pmem/unbind)",
+			r.Address(), r.Size(), filepath.Base(r.Path()))
 	case errors.Is(err, unix.EBUSY):
 		return "unbind the driver that owns the memory, or unmount what overlaps it"
 	case errors.Is(err, unix.EPERM):
