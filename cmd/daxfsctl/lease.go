@@ -41,9 +41,9 @@ type seatJSON struct {
 	Damaged    string     `json:"damaged,omitempty"`
 	// State is what the orchestrator says about the instance, and Word how it
 	// puts it or why it is unclear; empty: nobody was asked.
-	State string `json:"instance_state,omitempty"`
-	Word  string `json:"instance_word,omitempty"`
-	Chains     chainsJSON `json:"chains"`
+	State  string     `json:"instance_state,omitempty"`
+	Word   string     `json:"instance_word,omitempty"`
+	Chains chainsJSON `json:"chains"`
 }
 
 // chainsJSON counts how a reader came by the chains of layers that it was to
