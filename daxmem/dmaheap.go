@@ -132,7 +132,7 @@ func takeDescriptor(h holder) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(p)
+	defer func() { _ = unix.Close(p) }()
 	fd, err := unix.PidfdGetfd(p, h.fd, 0)
 	if err != nil {
 		return nil, err

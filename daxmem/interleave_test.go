@@ -153,7 +153,6 @@ type world struct {
 	actors []*actor
 	on     bool // scheduled; else actors run freely, for preparation
 	yield  chan struct{}
-	last   *actor
 	failed error
 	judge  *judge
 	log    []string

@@ -150,7 +150,7 @@ func (j *judge) after(a *actor, c touch) error {
 		return j.data(a, c)
 	case c.off >= g.seats:
 		return j.seats(a, c)
-	case a.role != anOwner && !(a.role == anOperator && c.off == ownerWordAt):
+	case a.role != anOwner && (a.role != anOperator || c.off != ownerWordAt):
 		return violates("W", "%s: %v", a.name, c)
 	case c.off < catalogStart && c.off != ownerWordAt && j.fenced(a):
 		return j.late(a, c)

@@ -95,14 +95,14 @@ func top(c *cli.Context) error {
 	for {
 		err := view.show()
 		switch {
-		case c.Context.Err() != nil:
+		case c.Err() != nil:
 			return nil // its natural end
 		case err != nil || c.Bool("once"):
 			return err
 		}
 		select {
 		case <-tick.C:
-		case <-c.Context.Done():
+		case <-c.Done():
 			if view.screen {
 				fmt.Fprintln(c.App.Writer)
 			}

@@ -96,7 +96,7 @@ func TestDmabufOfFile(t *testing.T) {
 			rel  string
 			want error
 		}{{"data/0", unix.ENODEV}, {"data", unix.ENOTTY}} {
-			if buf, err := export(t, m.open(t, c.rel), iocFileDmabuf); err != c.want {
+			if buf, err := export(t, m.open(t, c.rel), iocFileDmabuf); !errors.Is(err, c.want) {
 				t.Errorf("%s: %v, %v, want %v", c.rel, buf, err, c.want)
 			}
 		}
@@ -115,13 +115,13 @@ func TestDmabufReadOnly(t *testing.T) {
 		if request == iocDmabuf {
 			off = m.Extents[rel]
 		}
-		if _, err := tryMap(buf, off, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != unix.EACCES {
+		if _, err := tryMap(buf, off, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); !errors.Is(err, unix.EACCES) {
 			t.Errorf("map shared to write: %v, want %v", err, unix.EACCES)
 		}
 		mem, err := tryMap(buf, off, pageSize, unix.PROT_READ, unix.MAP_SHARED)
 		must(t, err)
 		mem.touch()
-		if err := mem.mprotect(0, pageSize, unix.PROT_READ|unix.PROT_WRITE); err != unix.EACCES {
+		if err := mem.mprotect(0, pageSize, unix.PROT_READ|unix.PROT_WRITE); !errors.Is(err, unix.EACCES) {
 			t.Errorf("mprotect to write: %v, want %v", err, unix.EACCES)
 		}
 		mem.unmap()
