@@ -74,10 +74,10 @@ func (s *Snapshotter) answerFlatten(ctx context.Context, id [32]byte) error {
 	if err != nil {
 		return err
 	}
-	s.answered.Go(func() {
+	s.background.Go(func() {
 		select {
 		case <-time.After(answerGrace):
-		case <-s.closing:
+		case <-s.running.Done():
 		}
 		unpin()
 	})

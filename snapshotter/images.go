@@ -25,10 +25,11 @@ import (
 // point for a daemon that comes later.
 type images struct {
 	dir    string
-	own    *store       // this kernel's pool, or nil
-	pool   *daxmem.Pool // own's
-	shared *store       // another kernel's, or nil
-	spill  *store       // copies of own's layers on disk, or nil
+	own    *store            // this kernel's pool, or nil
+	pool   *daxmem.Pool      // own's
+	shared *store            // another kernel's, or nil
+	spill  *store            // copies of own's layers on disk, or nil
+	bring  func(k key) error // makes sure that own has a layer, wherever it is
 	ask    asker
 
 	mu    sync.Mutex
