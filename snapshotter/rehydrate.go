@@ -74,7 +74,9 @@ func (s *Snapshotter) rehydrateLost(ctx context.Context) error {
 	g.SetLimit(rehydrators)
 	for _, k := range lost {
 		g.Go(func() error {
-			if ctx.Err() != nil {
+			// What has to wait waits with what comes after it, so that those that
+			// containers need are first the next time too.
+			if ctx.Err() != nil || later.Load() != nil && !s.spill.has(k) {
 				return nil
 			}
 			err := s.bring(k)

@@ -393,3 +393,37 @@ func TestRehydrateAndCollect(t *testing.T) {
 	}
 	r.check(t)
 }
+
+// A layer that is damaged in the pool is lost like one that is not there, and its
+// damaged record goes when the other has come.
+func TestRehydrateDamaged(t *testing.T) {
+	r := newRehydrator(t)
+	r.image("a", "good", "", mib)
+	bad := r.image("a", "bad", "", 2*mib)
+	var at int64
+	for _, rec := range r.pool.Records() {
+		if rec.Kind == daxmem.KindLayer && rec.DataBytes == 2*mib {
+			at = rec.Offset
+		}
+	}
+	r.stop()
+	f, err := os.OpenFile(filepath.Join(r.root, "pool"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("damage"), at); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	r.start()
+	r.eventually("the layer", func() bool { return r.layers() == 2 && r.has("bad") })
+	r.eventually("the damaged record to go", func() bool {
+		rep, err := r.pool.Check(ctx, daxmem.CheckOptions{})
+		return err == nil && len(rep.Quarantined) == 0
+	})
+	r.use(bad)
+	if got := r.blobs.applied(); !slices.Equal(got, []string{"bad"}) {
+		t.Errorf("applied %q, want the damaged one", got)
+	}
+	r.check(t)
+}

@@ -41,6 +41,15 @@ func (p *spill) wake() {
 	}
 }
 
+// has reports whether there is a copy of a layer.
+func (p *spill) has(k key) bool {
+	if p == nil {
+		return false
+	}
+	_, err := p.Layer(k)
+	return err == nil
+}
+
 // keepSpill keeps the spill up to date until ctx ends.
 func (s *Snapshotter) keepSpill(ctx context.Context) {
 	for {

@@ -26,6 +26,9 @@ import (
 // who has just fetched one.
 const catalogAge = 2 * time.Second
 
+// dialWait is how long a call waits for containerd's socket to appear.
+const dialWait = 2 * time.Second
+
 // contentStore unpacks layers from containerd's content store, with containerd's
 // own differ. It connects for each call: containerd may come and go, and a
 // connection that has waited for it for long tries again late.
@@ -48,7 +51,7 @@ type layerBlob struct {
 
 // Apply implements snapshotter.Content.
 func (c *contentStore) Apply(ctx context.Context, chainID digest.Digest, mounts []mount.Mount) (err error) {
-	cl, err := client.New(c.address)
+	cl, err := client.New(c.address, client.WithTimeout(dialWait))
 	if err != nil {
 		return fmt.Errorf("connect to containerd: %w", err)
 	}

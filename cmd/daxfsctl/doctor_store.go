@@ -105,8 +105,13 @@ func (d *doctor) pool() {
 			"daxfsctl pool check names them and the images concerned: remove these and pull them again")
 	case left < most/20:
 		d.add("pool", warn, detail, "remove images, or raise pool.max_size")
+	case volatile && d.cfg.Pool.Persist:
+		d.add("pool", ok, detail+"; it is in memory, with copies on disk", "")
+	case volatile && d.cfg.Containerd != "":
+		d.add("pool", ok, detail+"; it is in memory: after a reboot, layers are unpacked again from what containerd keeps of them", "")
 	case volatile:
-		d.add("pool", warn, detail+"; it is in memory only", "after a reboot, images must be removed and pulled again")
+		d.add("pool", warn, detail+"; it is in memory only: after a reboot, images must be removed and pulled again",
+			"set containerd, or pool.persist = true")
 	default:
 		d.add("pool", ok, detail, "")
 	}
@@ -139,7 +144,7 @@ func (d *doctor) layers() {
 		d.add("layers", warn, "what the snapshots need is not known: "+oneLine(err), "")
 	case len(lost) > 0:
 		d.add("layers", fail, plural(len(lost), "layer")+" that snapshots need is not in the pool, or not sound: their images cannot run",
-			"daxfsctl pool check names them and the images concerned: remove these and pull them again")
+			"the daemon brings back what it can at its start, and its log says what it cannot: docs/operating.md, \"Recovery\"")
 	default:
 		d.add("layers", ok, "all that the snapshots need is in the pool", "")
 	}
