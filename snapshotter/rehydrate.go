@@ -88,7 +88,7 @@ func (s *Snapshotter) rehydrateLost(ctx context.Context) error {
 				later.Store(&err)
 			default:
 				gone.Add(1)
-				log.G(ctx).WithError(err).WithField("layer", k).Error("layer is lost")
+				log.G(ctx).WithError(err).WithField("layer", k).Error("bring back lost layer")
 			}
 			return nil
 		})
@@ -148,6 +148,36 @@ func (s *Snapshotter) bringNow(ctx context.Context, k key) error {
 		s.pending.Store(true) // the last snapshot may have gone meanwhile
 	}
 	return nil
+}
+
+// bringChain brings back what the pool has lost of a chain, with its record.
+// NotFound: no snapshot is that chain.
+func (s *Snapshotter) bringChain(ctx context.Context, id [32]byte) error {
+	chains, err := s.committedChains(ctx)
+	if err != nil {
+		return err
+	}
+	byID := make(map[[32]byte]chainRecord)
+	for _, c := range chains {
+		byID[c.id] = c
+	}
+	needed := make(map[[32]byte]bool)
+	for at := id; at != [32]byte{} && !needed[at]; at = byID[at].below {
+		c, ok := byID[at]
+		if !ok {
+			return fmt.Errorf("chain sha256:%x: %w", at, errdefs.ErrNotFound)
+		}
+		if err := s.bring(c.layer); err != nil {
+			return err
+		}
+		needed[at] = true
+	}
+	// Who has brought a layer may not have come to this yet.
+	if _, err := s.publishChains(ctx, func(c chainRecord) bool { return needed[c.id] }); err != nil {
+		return err
+	}
+	_, err = s.pool.Chain(id)
+	return err
 }
 
 // chainRecord is what a chain record says.

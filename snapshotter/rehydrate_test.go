@@ -263,6 +263,31 @@ func TestRehydrateEarly(t *testing.T) {
 	r.check(t)
 }
 
+// Another kernel that asks for a chain that is lost gets it at once, all of it.
+// For one that no snapshot here is, the image has to be pulled.
+func TestRehydrateForOthers(t *testing.T) {
+	r := newRehydrator(t)
+	one := r.image("a", "one", "", mib)
+	r.image("a", "two", one, mib)
+	r.image("a", "three", one, mib)
+	r.lose()
+	r.hold("three")
+	r.start()
+	ask := func(name string) error {
+		return r.Answer(ctx, &daxmem.Request{Seat: &daxmem.Seat{}, Kind: daxmem.AskConvert, Chain: chainOf(name), Name: "example.com/" + name})
+	}
+	if err := ask("two"); err != nil {
+		t.Error(err)
+	}
+	if !r.has("one") || !r.has("two") {
+		t.Error("answered before the chain was there")
+	}
+	if err := ask("four"); !errdefs.IsNotImplemented(err) {
+		t.Errorf("a chain that is nowhere: %v, want %v: this kernel pulls nothing", err, errdefs.ErrNotImplemented)
+	}
+	r.free("three")
+}
+
 // What comes out as another layer is refused, and nothing of it stays.
 func TestRehydrateOtherLayer(t *testing.T) {
 	r := newRehydrator(t)
