@@ -34,6 +34,7 @@ const dialWait = 2 * time.Second
 // connection that has waited for it for long tries again late.
 type contentStore struct {
 	address string // containerd's socket
+	connect func() (*client.Client, error)
 
 	mu     sync.Mutex
 	blobs  map[digest.Digest][]layerBlob // by chainID
@@ -49,9 +50,16 @@ type layerBlob struct {
 	namespace, image string
 }
 
+// newContentStore does not connect yet.
+func newContentStore(address string) *contentStore {
+	return &contentStore{address: address, connect: func() (*client.Client, error) {
+		return client.New(address, client.WithTimeout(dialWait))
+	}}
+}
+
 // Apply implements snapshotter.Content.
 func (c *contentStore) Apply(ctx context.Context, chainID digest.Digest, mounts []mount.Mount) (err error) {
-	cl, err := client.New(c.address, client.WithTimeout(dialWait))
+	cl, err := c.connect()
 	if err != nil {
 		return fmt.Errorf("connect to containerd: %w", err)
 	}

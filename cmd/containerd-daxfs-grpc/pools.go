@@ -59,7 +59,7 @@ func openPools(ctx context.Context, cfg *config.Config) (_ *pools, err error) {
 				p.keep = cfg.Pool.Keep()
 				p.spill, err = openSpill(ctx, cfg, p.own)
 				if cfg.Containerd != "" {
-					p.content = &contentStore{address: cfg.Containerd}
+					p.content = newContentStore(cfg.Containerd)
 				}
 			}
 			return p, err
