@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -33,6 +34,11 @@ func (s *Snapshotter) answer(ctx context.Context, q *daxmem.Request) error {
 	case daxmem.AskFlatten:
 		return s.answerFlatten(ctx, q.Chain)
 	case daxmem.AskConvert:
+		// What this kernel has a snapshot of, a pull here would not unpack again.
+		err := s.bringChain(ctx, q.Chain)
+		if err == nil || !errdefs.IsNotFound(err) && !errors.Is(err, ErrLayerLost) {
+			return err
+		}
 		if s.convert == nil {
 			return fmt.Errorf("this kernel pulls no images for others: %w", errdefs.ErrNotImplemented)
 		}
@@ -74,10 +80,10 @@ func (s *Snapshotter) answerFlatten(ctx context.Context, id [32]byte) error {
 	if err != nil {
 		return err
 	}
-	s.answered.Go(func() {
+	s.background.Go(func() {
 		select {
 		case <-time.After(answerGrace):
-		case <-s.closing:
+		case <-s.running.Done():
 		}
 		unpin()
 	})

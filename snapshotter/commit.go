@@ -105,8 +105,7 @@ func withLabelsOver(o snapshots.Opt) snapshots.Opt {
 
 // importUpper publishes an upper directory as a layer, pinned.
 func (s *Snapshotter) importUpper(ctx context.Context, sn *snapshot) (*daxmem.Record, func(), error) {
-	start := time.Now()
-	opts := convert.DirOptions{Upper: true}
+	var since time.Time
 	if isUnpack(sn.info) {
 		// The snapshot's directory was complete before anything was unpacked
 		// into it, and has its time from the same clock.
@@ -114,28 +113,36 @@ func (s *Snapshotter) importUpper(ctx context.Context, sn *snapshot) (*daxmem.Re
 		if err := unix.Stat(s.dir(sn.id), &st); err != nil {
 			return nil, nil, err
 		}
-		opts.ImplicitSince = time.Unix(st.Mtim.Sec, st.Mtim.Nsec)
+		since = time.Unix(st.Mtim.Sec, st.Mtim.Nsec)
 	}
 	if s.pool == nil {
 		return nil, nil, fmt.Errorf("this kernel only reads the pool %s, and has none of its own to unpack into: %w", s.images.shared.Region().Path(), errdefs.ErrFailedPrecondition)
 	}
-	imp, err := s.pool.NewImport(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer imp.Abort() // nothing is left to abort after a publication
-	store := &importStore{imp: imp}
-	tree, err := convert.FromDir(ctx, s.upper(sn.id), store, opts)
-	if err != nil {
-		return nil, nil, err
-	}
-	rec, err := publishLayer(ctx, s.pool, imp, tree, store.bytes)
+	start := time.Now()
+	rec, err := importDir(ctx, s.pool, s.upper(sn.id), since, key{})
 	if err != nil {
 		return nil, nil, err
 	}
 	log.G(ctx).WithField("key", sn.info.Name).WithField("layer", key(rec.Key)).WithField("entries", rec.Entries).
-		WithField("bytes", store.bytes).WithField("took", time.Since(start)).Info("layer imported")
+		WithField("bytes", rec.DataBytes).WithField("took", time.Since(start)).Info("layer imported")
 	return s.pool.Pin(daxmem.KindLayer, rec.Key)
+}
+
+// importDir publishes an upper directory as a layer. since is from before it was
+// unpacked into, zero if it was not. want is the key that has to come out, or
+// zero: with another one nothing is published.
+func importDir(ctx context.Context, pool *daxmem.Pool, dir string, since time.Time, want key) (*daxmem.Record, error) {
+	imp, err := pool.NewImport(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer imp.Abort() // nothing is left to abort after a publication
+	store := &importStore{imp: imp}
+	tree, err := convert.FromDir(ctx, dir, store, convert.DirOptions{Upper: true, ImplicitSince: since})
+	if err != nil {
+		return nil, err
+	}
+	return publishLayer(ctx, pool, imp, tree, store.bytes, want)
 }
 
 // importStore is a convert.Store over an import of the pool.

@@ -30,6 +30,8 @@ type keeper struct {
 	t    testing.TB
 	keep snapshotter.Keep
 	size int64
+	// content is where the layers of a lost pool are applied again from, or nil.
+	content snapshotter.Content
 }
 
 func newKeeper(t testing.TB, size int64, keep snapshotter.Keep) *keeper {
@@ -59,7 +61,7 @@ func (k *keeper) start() {
 	if err != nil {
 		k.t.Fatal(errors.Join(err, pool.Close()))
 	}
-	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: k.root, Pool: pool, Engine: e, Keep: k.keep})
+	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: k.root, Pool: pool, Engine: e, Keep: k.keep, Content: k.content})
 	if err != nil {
 		k.t.Fatal(errors.Join(err, pool.Close()))
 	}
@@ -113,9 +115,12 @@ func (k *keeper) use(committed string) {
 	}
 }
 
+// pins counts those of images: layers are pinned for snapshots too.
 func (k *keeper) pins() (n int) {
 	for _, r := range k.pool.Records() {
-		n += r.Pins
+		if r.Kind == daxmem.KindImage {
+			n += r.Pins
+		}
 	}
 	return n
 }

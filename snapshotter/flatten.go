@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"time"
@@ -67,21 +66,11 @@ func (im *images) askFlatten(ctx context.Context, c chain, name string) error {
 
 // flatten returns the image of a chain in this kernel's pool, pinned, making it
 // from the layer indexes. No file data is read or moved, but in a pool of
-// self-contained images, and where a layer is in another kernel's pool only, or
-// in the spill: then it is copied.
+// self-contained images, and where this kernel's pool does not have a layer:
+// then it is brought first.
 func (im *images) flatten(ctx context.Context, c chain) (*daxmem.Record, func(), error) {
 	k := c.key()
 	start := time.Now()
-	for _, from := range []*store{im.shared, im.spill} {
-		if from == nil {
-			continue
-		}
-		for _, layer := range c {
-			if err := copyLayer(ctx, from, im.pool, layer); err != nil && !errors.Is(err, ErrLayerLost) {
-				return nil, nil, err
-			}
-		}
-	}
 	trees := make([]*mkdaxfs.Tree, len(c))
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
@@ -95,6 +84,9 @@ func (im *images) flatten(ctx context.Context, c chain) (*daxmem.Record, func(),
 	}()
 	for i, layer := range c {
 		g.Go(func() (err error) {
+			if err := im.bring(layer); err != nil {
+				return err
+			}
 			trees[i], unpins[i], err = im.own.tree(layer)
 			return err
 		})

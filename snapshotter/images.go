@@ -25,10 +25,11 @@ import (
 // point for a daemon that comes later.
 type images struct {
 	dir    string
-	own    *store       // this kernel's pool, or nil
-	pool   *daxmem.Pool // own's
-	shared *store       // another kernel's, or nil
-	spill  *store       // copies of own's layers on disk, or nil
+	own    *store            // this kernel's pool, or nil
+	pool   *daxmem.Pool      // own's
+	shared *store            // another kernel's, or nil
+	spill  *store            // copies of own's layers on disk, or nil
+	bring  func(k key) error // makes sure that own has a layer, wherever it is
 	ask    asker
 
 	mu    sync.Mutex
@@ -264,10 +265,13 @@ func (im *images) forget(img *image) {
 	im.mu.Unlock()
 }
 
-// sweep looks again whether the kernel is done with unmounted images.
+// sweep looks again whether the kernel is done with unmounted images. Who is at
+// one looks itself, and may be waiting for what calls this.
 func (im *images) sweep(ctx context.Context) {
 	for _, img := range im.all() {
-		img.mu.Lock()
+		if !img.mu.TryLock() {
+			continue
+		}
 		im.settle(ctx, img)
 		img.mu.Unlock()
 	}

@@ -118,7 +118,11 @@ func (s *Snapshotter) is(ctx context.Context, key, id string) (same bool) {
 
 // stage makes the directories of a snapshot under a name that no snapshot has.
 func (s *Snapshotter) stage(kind snapshots.Kind) (string, error) {
-	tmp, err := os.MkdirTemp(filepath.Join(s.root, "snapshots"), "new-")
+	return stageIn(filepath.Join(s.root, "snapshots"), kind)
+}
+
+func stageIn(parent string, kind snapshots.Kind) (string, error) {
+	tmp, err := os.MkdirTemp(parent, "new-")
 	if err != nil {
 		return "", fmt.Errorf("make snapshot directory: %w", err)
 	}
@@ -146,6 +150,15 @@ func sameTime(dir, of string) error {
 	return os.Chtimes(dir, time.Time{}, fi.ModTime())
 }
 
+// unpackMounts are for unpacking a layer into a snapshot's directory, without
+// lowerdir: containerd's differ writes into upperdir only, and for an overlay it
+// writes whiteouts as overlayfs wants them. A bind mount would lose them, and a
+// lower directory would cost an image for every layer.
+func unpackMounts(dir string, options []string) []mount.Mount {
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options,
+		"workdir="+filepath.Join(dir, "work"), "upperdir="+filepath.Join(dir, "fs"))}}
+}
+
 // mounts makes sure that the image is mounted and says how to mount the
 // snapshot.
 func (s *Snapshotter) mounts(ctx context.Context, sn *snapshot) ([]mount.Mount, error) {
@@ -155,12 +168,7 @@ func (s *Snapshotter) mounts(ctx context.Context, sn *snapshot) ([]mount.Mount, 
 		return stagedMounts(s.upper(sn.id)), err
 	}
 	if active && isUnpack(sn.info) {
-		// Without lowerdir: containerd's differ writes into upperdir only, and
-		// for an overlay it writes whiteouts as overlayfs wants them. A bind
-		// mount would lose them, and a lower directory would cost an image for
-		// every layer.
-		return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(mapping,
-			"workdir="+s.work(sn.id), "upperdir="+s.upper(sn.id))}}, nil
+		return unpackMounts(s.dir(sn.id), mapping), nil
 	}
 	if len(sn.chain) == 0 {
 		mode := "rw"

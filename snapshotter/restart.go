@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -30,6 +31,9 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err := s.cleanDirectories(ctx); err != nil {
 		return err
 	}
+	if err := os.RemoveAll(s.unpackDir()); err != nil {
+		return fmt.Errorf("remove layers that were being unpacked again: %w", err)
+	}
 	live, err := Live(ctx, s.ms)
 	if err != nil {
 		return err
@@ -56,6 +60,9 @@ func (s *Snapshotter) activeChains(ctx context.Context) (map[key][]string, error
 				k, err := layerOf(info)
 				if err == nil {
 					err = s.images.hasLayer(k)
+				}
+				if errors.Is(err, ErrLayerLost) && s.content {
+					return nil // rehydrate reports it if it cannot be applied again
 				}
 				if err != nil {
 					log.G(ctx).WithError(err).WithField("key", info.Name).Error("snapshot is damaged and put aside")

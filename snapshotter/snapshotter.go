@@ -32,6 +32,7 @@ import (
 	"github.com/containerd/log"
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
@@ -70,6 +71,10 @@ type Options struct {
 	// them, as memory does in a reboot; or nil. It stays the caller's.
 	Spill *daxmem.Pool
 
+	// Content is where lost layers of Pool are applied again from that Spill does
+	// not have, in the background, those of containers first; or nil.
+	Content Content
+
 	// Convert pulls an image, by its name, for other kernels, into Pool; nil:
 	// they are refused.
 	Convert func(ctx context.Context, name string) error
@@ -93,10 +98,13 @@ type Snapshotter struct {
 	// it does not has been removed. Inside collecting, if both are held.
 	referring sync.RWMutex
 
-	spill *spill // or nil
-	keep  Keep
-	usage recency      // guarded by referring, held exclusively
-	tried atomic.Int64 // hundredths of a percent that were in use after the last eviction
+	spill    *spill        // or nil
+	sources  []layerSource // of layers that the pool does not have, best first
+	content  bool          // one of them is containerd's content store
+	bringing singleflight.Group
+	keep     Keep
+	usage    recency      // guarded by referring, held exclusively
+	tried    atomic.Int64 // hundredths of a percent that were in use after the last eviction
 
 	convert func(ctx context.Context, name string) error
 	asking  sync.Mutex // for chains, one after the other
@@ -105,10 +113,10 @@ type Snapshotter struct {
 	kept   sync.Mutex
 	layers map[[32]byte]func()
 
-	// answered are pins of what other kernels were given a moment ago.
-	answered sync.WaitGroup
-	closing  chan struct{}
-	close    func() // closes closing, once
+	// background are goroutines, which end soon after running does.
+	background sync.WaitGroup
+	running    context.Context
+	stop       context.CancelFunc // ends running
 }
 
 var (
@@ -137,11 +145,11 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot metadata: %w", err)
 	}
-	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, keep: opts.Keep, layers: make(map[[32]byte]func()), closing: make(chan struct{})}
-	s.close = sync.OnceFunc(func() { close(s.closing) })
+	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, keep: opts.Keep, layers: make(map[[32]byte]func())}
+	s.running, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.images = newImages(filepath.Join(opts.Root, "images"))
 	if opts.Pool != nil {
-		s.images.own, s.images.pool = &store{opts.Pool, opts.Engine}, opts.Pool
+		s.images.own, s.images.pool, s.images.bring = &store{opts.Pool, opts.Engine}, opts.Pool, s.bring
 		if opts.Spill != nil {
 			s.spill = newSpill(opts.Spill)
 			s.images.spill = s.spill.store
@@ -151,6 +159,7 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 		s.images.shared = &store{opts.Shared, opts.SharedEngine}
 		s.images.ask = asker{opts.Shared, opts.Missing, opts.AskWait}
 	}
+	s.findSources(opts.Content)
 	if opts.Former != nil {
 		if err := s.moveLayers(ctx, opts.Former); err != nil {
 			return nil, errors.Join(err, ms.Close())
@@ -163,7 +172,10 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 		s.pool.SetReclaim(s.reclaim)
 	}
 	if s.spill != nil {
-		s.spill.start(ctx, s)
+		s.background.Go(func() { s.keepSpill(s.running) })
+	}
+	if s.spill != nil || s.content {
+		s.background.Go(func() { s.rehydrate(s.running) })
 	}
 	return s, nil
 }
@@ -209,11 +221,8 @@ func openMetadata(ctx context.Context, path string) (*storage.MetaStore, error) 
 // Close stops using the metadata. It removes and unmounts nothing: containers
 // go on.
 func (s *Snapshotter) Close() error {
-	s.close()
-	s.answered.Wait()
-	if s.spill != nil {
-		s.spill.end()
-	}
+	s.stop()
+	s.background.Wait()
 	if s.pool != nil {
 		s.pool.SetReclaim(nil)
 	}
@@ -223,6 +232,9 @@ func (s *Snapshotter) Close() error {
 func (s *Snapshotter) dir(id string) string   { return filepath.Join(s.root, "snapshots", id) }
 func (s *Snapshotter) upper(id string) string { return filepath.Join(s.dir(id), "fs") }
 func (s *Snapshotter) work(id string) string  { return filepath.Join(s.dir(id), "work") }
+
+// unpackDir is where layers are unpacked again that the pool has lost.
+func (s *Snapshotter) unpackDir() string { return filepath.Join(s.root, "rehydrate") }
 
 // snapshot is what the metadata says of one key.
 type snapshot struct {

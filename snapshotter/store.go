@@ -133,7 +133,7 @@ func copyLayer(ctx context.Context, from *store, to *daxmem.Pool, k key) error {
 		return nil
 	})
 	if err == nil {
-		_, err = publishLayer(ctx, to, imp, tree, bytes)
+		_, err = publishLayer(ctx, to, imp, tree, bytes, k)
 	}
 	if err != nil {
 		return fmt.Errorf("copy layer %s: %w", k, err)
@@ -168,8 +168,9 @@ func (s *Snapshotter) moveLayers(ctx context.Context, former *daxmem.Pool) error
 	return nil
 }
 
-// publishLayer makes a layer of a tree whose files an import holds.
-func publishLayer(ctx context.Context, pool *daxmem.Pool, imp *daxmem.Import, tree *mkdaxfs.Tree, bytes int64) (*daxmem.Record, error) {
+// publishLayer makes a layer of a tree whose files an import holds. want is as
+// for importDir; ErrLayerLost: the layer is another one.
+func publishLayer(ctx context.Context, pool *daxmem.Pool, imp *daxmem.Import, tree *mkdaxfs.Tree, bytes int64, want key) (*daxmem.Record, error) {
 	layout, err := mkdaxfs.NewLayout(tree, mkdaxfs.Options{Layer: true})
 	if err != nil {
 		return nil, err
@@ -177,6 +178,9 @@ func publishLayer(ctx context.Context, pool *daxmem.Pool, imp *daxmem.Import, tr
 	k, err := layout.LayerKey()
 	if err != nil {
 		return nil, err
+	}
+	if want != (key{}) && k != want {
+		return nil, fmt.Errorf("its contents make the layer %s: %w", key(k), ErrLayerLost)
 	}
 	return imp.PublishLayer(ctx, k, disk.BlockSize+layout.MetaSize(), func(off int64) ([]byte, error) {
 		return emit(layout, inPool(pool, off))

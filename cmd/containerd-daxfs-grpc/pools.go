@@ -28,8 +28,9 @@ type pools struct {
 	former *daxmem.Pool
 
 	// Of a pool that is the kernels' own, not of a reader's private one.
-	keep  snapshotter.Keep
-	spill *daxmem.Pool // or nil
+	keep    snapshotter.Keep
+	spill   *daxmem.Pool        // or nil
+	content snapshotter.Content // or nil
 
 	// successor: when the other kernel's pool has no owner any more, this
 	// daemon is to own it.
@@ -60,6 +61,9 @@ func openPools(ctx context.Context, cfg *config.Config) (_ *pools, err error) {
 			if err == nil {
 				p.keep = cfg.Pool.Keep()
 				p.spill, err = openSpill(ctx, cfg, p.own)
+				if cfg.Containerd != "" {
+					p.content = newContentStore(cfg.Containerd)
+				}
 			}
 			return p, err
 		}

@@ -106,10 +106,12 @@ func (d *doctor) pool() {
 		d.add("pool", warn, detail, "remove images, or raise pool.max_size")
 	case !pool.Region().Persistent() && d.cfg.Pool.Persist:
 		d.add("pool", ok, detail+"; in memory, with copies in "+d.cfg.SpillPath(), "")
+	case !pool.Region().Persistent() && d.cfg.Containerd != "":
+		d.add("pool", ok, detail+"; in memory: after a reboot, layers are unpacked again from what containerd keeps of them", "")
 	case !pool.Region().Persistent():
 		kind, _ := daxmem.InfoOf(st.Kind)
 		d.add("pool", warn, detail+"; it is in memory only (after a reboot: "+kind.Reboot+")",
-			"pool.persist = true keeps copies on disk; without it images must be removed and pulled again")
+			"set containerd or pool.persist = true; else images must be removed and pulled again")
 	default:
 		d.add("pool", ok, detail, "")
 	}
@@ -147,7 +149,7 @@ func (d *doctor) layers() {
 		d.add("layers", warn, "what the snapshots need is not known: "+oneLine(err), "")
 	case len(lost) > 0:
 		d.add("layers", fail, plural(len(lost), "layer")+" that snapshots need is not in the pool, or not sound: their images cannot run",
-			"daxfsctl pool check names them and the images concerned: remove these and pull them again")
+			"the daemon brings back what it can at its start, and its log says what it cannot: docs/operating.md, \"Recovery\"")
 	default:
 		d.add("layers", ok, "all that the snapshots need is in the pool", "")
 	}

@@ -44,17 +44,18 @@ func TestDoctorVolatilePool(t *testing.T) {
 	}
 	defer pool.Close()
 	for _, c := range []struct {
-		more, detail string
-		want         verdict
+		top, more, detail string
+		want              verdict
 	}{
-		{"", "sound", ok},
-		{"path = \"" + location + "\"", "in memory only (after a reboot: nothing)", warn},
-		{"path = \"" + location + "\"\npersist = true", "with copies in " + s.dir + "/spill.daxfs", ok},
+		{"", "", "sound", ok},
+		{"", "path = \"" + location + "\"", "unpacked again from what containerd keeps", ok},
+		{`containerd = ""`, "path = \"" + location + "\"", "in memory only (after a reboot: nothing)", warn},
+		{`containerd = ""`, "path = \"" + location + "\"\npersist = true", "with copies in " + s.dir + "/spill.daxfs", ok},
 	} {
-		s.more = c.more
+		s.top, s.more = c.top, c.more
 		got := s.check("pool")
 		if got.Status != c.want || c.detail != "sound" && !strings.Contains(got.Detail, c.detail) {
-			t.Errorf("%s: %+v", c.more, got)
+			t.Errorf("%s %s: %+v", c.top, c.more, got)
 		}
 	}
 }

@@ -32,7 +32,8 @@ type site struct {
 	pool   *daxmem.Pool
 	sn     *snapshotter.Snapshotter
 	server *grpc.Server
-	more   string // lines of [pool] in the configuration
+	top    string // lines before the first section of the configuration
+	more   string // lines of [pool]
 	share  string // and of [share]
 	keep   snapshotter.Keep
 }
@@ -225,7 +226,7 @@ func (s *site) ctl(args ...string) (out, errOut string, code int) {
 	s.t.Helper()
 	var o, e bytes.Buffer
 	args = append([]string{"daxfsctl", "--config", filepath.Join(s.dir, "config.toml")}, args...)
-	text := fmt.Sprintf("root = %q\naddress = %q\n[pool]\nmax_size = \"64MiB\"\n%s\n[share]\n%s\n", s.dir, s.socket(), s.more, s.share)
+	text := fmt.Sprintf("root = %q\naddress = %q\n%s\n[pool]\nmax_size = \"64MiB\"\n%s\n[share]\n%s\n", s.dir, s.socket(), s.top, s.more, s.share)
 	if err := os.WriteFile(filepath.Join(s.dir, "config.toml"), []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}

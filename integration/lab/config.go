@@ -3,6 +3,7 @@ package lab
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,7 +14,7 @@ func (l *Lab) writeConfigs() {
 	var proxy, unpack string
 	imports := ""
 	if l.Examples {
-		l.example("containerd-config.toml.example", "snippet.toml")
+		l.example("containerd-config.toml.example", "snippet.toml", nil)
 		imports = fmt.Sprintf("imports = [%q]\n", l.path("snippet.toml"))
 	} else {
 		var caps []string
@@ -61,11 +62,14 @@ disabled_plugins = [
 		proxy, max(1, l.Parallel), unpack))
 
 	if l.Examples {
-		l.example("config.toml.example", "daxfs.toml")
+		l.example("config.toml.example", "daxfs.toml", map[string]string{
+			`"/run/containerd/containerd.sock"`: fmt.Sprintf("%q", l.path("c.sock")),
+		})
 		return
 	}
 	l.write("daxfs.toml", fmt.Sprintf(`root = %q
 address = %q
+containerd = %q
 log_level = "debug"
 
 [pool]
@@ -74,7 +78,7 @@ max_size = %q
 
 [engine]
 order = ["erofs"]
-`, l.Root(), l.Socket(), l.PoolPath(), cmp.Or(l.PoolSize, "8GiB")))
+`, l.Root(), l.Socket(), l.path("c.sock"), l.PoolPath(), cmp.Or(l.PoolSize, "8GiB")))
 }
 
 func unpackConfig(snapshotter string) string {
@@ -86,17 +90,20 @@ func unpackConfig(snapshotter string) string {
 `, snapshotter)
 }
 
-// example writes one of the repository's example files with the lab's paths.
-func (l *Lab) example(file, name string) {
+// example writes one of the repository's example files with the lab's paths, and
+// more of them.
+func (l *Lab) example(file, name string, more map[string]string) {
 	b, err := os.ReadFile(filepath.Join(RepoRoot(), file))
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	text := string(b)
-	for old, new := range map[string]string{
+	paths := map[string]string{
 		`"/run/containerd-daxfs/containerd-daxfs.sock"`: fmt.Sprintf("%q", l.Socket()),
 		`"/var/lib/containerd-daxfs"`:                   fmt.Sprintf("%q", l.Root()),
-	} {
+	}
+	maps.Copy(paths, more)
+	for old, new := range paths {
 		if !strings.Contains(text, old) {
 			l.t.Fatalf("%s does not name %s", file, old)
 		}

@@ -93,6 +93,7 @@ func (l *Lab) StopDaemon() { l.daemon.kill(syscall.SIGTERM) }
 
 // Reboot does what a crash of the machine would: everything that runs is gone
 // with its mounts and loop devices, /run is empty, the disk stays as it is.
+// A pool in memory is empty. The daemon starts before containerd.
 // Only the page cache survives that should not; daemons that forget fsync are
 // not found out this way.
 func (l *Lab) Reboot() {
@@ -115,6 +116,7 @@ func (l *Lab) Reboot() {
 			l.t.Fatal(err)
 		}
 	}
+	l.mountMemory()
 	l.StartDaemon()
 	l.StartContainerd()
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"golang.org/x/sys/unix"
 
 	"github.com/daxfs/containerd-daxfs/integration/images"
 	"github.com/daxfs/containerd-daxfs/integration/lab/sweep"
@@ -43,6 +44,8 @@ type Config struct {
 	// Examples takes the configurations that the repository shows to users,
 	// with other paths, and starts the daemon with --config alone.
 	Examples bool
+	// Memory puts the pool into a tmpfs, which Reboot empties.
+	Memory bool
 	// PoolSize is the pool's max_size, "8GiB" if empty.
 	PoolSize string
 }
@@ -97,11 +100,12 @@ func New(t testing.TB, c Config) *Lab {
 		l.close()
 		disarm()
 	})
-	for _, d := range []string{"tmp", "fifo", "daxfs"} {
+	for _, d := range []string{"tmp", "fifo", "daxfs", "memory"} {
 		if err := os.Mkdir(l.path(d), 0o711); err != nil {
 			t.Fatal(err)
 		}
 	}
+	l.mountMemory()
 	addr, stop, err := l.Registry.Serve()
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +128,22 @@ func (l *Lab) Root() string { return l.path("daxfs") }
 func (l *Lab) ImageMounts() string { return l.path("daxfs/images") }
 
 // PoolPath is the daemon's pool file.
-func (l *Lab) PoolPath() string { return l.path("daxfs/pool") }
+func (l *Lab) PoolPath() string {
+	if l.Memory {
+		return l.path("memory/pool")
+	}
+	return l.path("daxfs/pool")
+}
+
+// mountMemory mounts the tmpfs for a pool in memory.
+func (l *Lab) mountMemory() {
+	if !l.Memory {
+		return
+	}
+	if err := unix.Mount("tmpfs", l.path("memory"), "tmpfs", 0, ""); err != nil {
+		l.t.Fatalf("mount tmpfs: %v", err)
+	}
+}
 
 // Socket is our daemon's address.
 func (l *Lab) Socket() string { return l.path("daxfs.sock") }
@@ -170,6 +189,17 @@ func (l *Lab) Ctr(ctx context.Context, args ...string) (string, error) {
 		return out.String(), fmt.Errorf("ctr %s: %w\n%s", strings.Join(args, " "), err, errOut.String())
 	}
 	return out.String(), nil
+}
+
+// Daxfsctl runs daxfsctl with the daemon's configuration and returns what it
+// prints.
+func (l *Lab) Daxfsctl(args ...string) (string, error) {
+	cmd := exec.Command(l.built.Daxfsctl, append([]string{"--config", l.path("daxfs.toml")}, args...)...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("daxfsctl %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out), err
 }
 
 // Image makes an image of the images package available in the registry, under

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
 	"github.com/pelletier/go-toml/v2"
@@ -32,6 +33,10 @@ type Config struct {
 	Root string `toml:"root"`
 	// Address is the unix socket of the snapshots service.
 	Address string `toml:"address"`
+	// Containerd is the unix socket of the containerd that this daemon is for;
+	// empty: layers that the pool has lost are not unpacked again from its
+	// content store.
+	Containerd string `toml:"containerd"`
 	// LogLevel is trace, debug, info, warn, error, fatal or panic.
 	LogLevel string `toml:"log_level"`
 	Pool     Pool   `toml:"pool"`
@@ -161,10 +166,11 @@ func (s Size) MarshalText() ([]byte, error) { return []byte(units.BytesSize(floa
 // Default returns the configuration of an empty file.
 func Default() *Config {
 	return &Config{
-		Root:     "/var/lib/containerd-daxfs",
-		Address:  "/run/containerd-daxfs/containerd-daxfs.sock",
-		LogLevel: "info",
-		Pool:     Pool{MaxSize: 64 << 30, ShareExtents: true, HighWatermark: 90, LowWatermark: 75},
+		Root:       "/var/lib/containerd-daxfs",
+		Address:    "/run/containerd-daxfs/containerd-daxfs.sock",
+		Containerd: defaults.DefaultAddress,
+		LogLevel:   "info",
+		Pool:       Pool{MaxSize: 64 << 30, ShareExtents: true, HighWatermark: 90, LowWatermark: 75},
 		Share: Share{
 			Role: RoleOwner, Seat: -1, Missing: snapshotter.MissingAsk, AskTimeout: Duration(5 * time.Minute), Snapshotter: "daxfs",
 		},
@@ -233,6 +239,9 @@ func (c *Config) Check() error {
 	}
 	if len(c.Address) > 107 {
 		return bad("address %q has %d bytes, a unix socket has at most 107", c.Address, len(c.Address))
+	}
+	if c.Containerd != "" && !filepath.IsAbs(c.Containerd) {
+		return bad("containerd %q is not an absolute path", c.Containerd)
 	}
 	if _, err := logrus.ParseLevel(c.LogLevel); err != nil {
 		return bad("log_level %q is not one of trace, debug, info, warn, error, fatal, panic", c.LogLevel)

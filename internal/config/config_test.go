@@ -124,6 +124,15 @@ func check(t *testing.T, typ reflect.Type, got map[string]any, prefix string) {
 	}
 }
 
+func TestContainerd(t *testing.T) {
+	if _, err := load(t, `containerd = "sock"`); err == nil || !strings.Contains(err.Error(), `containerd "sock" is not an absolute path`) {
+		t.Errorf("relative: %v", err)
+	}
+	if c, err := load(t, `containerd = ""`); err != nil || c.Containerd != "" {
+		t.Errorf("none: %+v, %v", c, err)
+	}
+}
+
 func TestDefaultsBelowOtherRoot(t *testing.T) {
 	c, err := load(t, `root = "/srv/daxfs/"`)
 	if err != nil {
