@@ -1,9 +1,10 @@
 // Command proof measures what DAXFS promises, in guests of the lab, and writes
 // it into docs/benchmarks.md: how much memory processes, containers and kernels
-// use that run one image, with DAXFS and with what else there is; and how fast
-// files and directories are beside tmpfs in the same guest. The raw numbers go
-// into docs/bench. Run it at the root of the repository, as root, on a quiet
-// machine; "make proof" does.
+// use that run one image, with DAXFS and with what else there is; how fast files
+// and directories are beside tmpfs in the same guest; and how fast layers come
+// into regions beside plain copies, on this machine and in a guest. The raw
+// numbers go into docs/bench. Run it at the root of the repository, as root, on a
+// quiet machine; "make proof" does.
 //
 // With -check, which "make proof" gives, it fails if a target is missed.
 package main
@@ -25,13 +26,14 @@ import (
 
 // options is the command line.
 type options struct {
-	memory, speed, check bool
-	kernels              []string // the first alone, then the first two, ...
-	processes            []int    // in each container
-	containers           []int
-	engines              []string
-	rounds               int
-	out, doc             string
+	memory, speed, transfer, check bool
+
+	kernels    []string // the first alone, then the first two, ...
+	processes  []int    // in each container
+	containers []int
+	engines    []string
+	rounds     int
+	out, doc   string
 }
 
 func main() {
@@ -52,12 +54,12 @@ func main() {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	f := flag.NewFlagSet("proof", flag.ContinueOnError)
-	what := f.String("measure", "memory,speed", "what to measure, with commas; what is not keeps its raw numbers")
+	what := f.String("measure", "memory,speed,import", "what to measure, with commas; what is not keeps its raw numbers")
 	kernels := f.String("kernels", "6.12,7.3,6.1", "`kernels` of the lab, with commas")
 	processes := f.String("processes", "1,8,32", "`numbers` of processes in a container, rising")
 	containers := f.String("containers", "1,8", "`numbers` of containers, rising")
 	engines := f.String("engines", "overlayfs,erofs,erofs-dax,daxfs", "`engines` to compare")
-	f.IntVar(&o.rounds, "rounds", 7, "how often each file system has its turn in the speed part")
+	f.IntVar(&o.rounds, "rounds", 7, "how often each file system has its turn in the parts speed and import")
 	f.StringVar(&o.out, "out", "docs/bench", "`directory` of the raw numbers and the plot")
 	f.StringVar(&o.doc, "doc", "docs/benchmarks.md", "`file` whose part between the proof's marks is replaced; empty for standard output")
 	f.BoolVar(&o.check, "check", false, "fail if a target is missed")
@@ -73,8 +75,10 @@ func parse(args []string) (*options, error) {
 			o.memory = true
 		case "speed":
 			o.speed = true
+		case "import":
+			o.transfer = true
 		default:
-			return nil, usage(f, "-measure %s: only memory and speed are known", w)
+			return nil, usage(f, "-measure %s: only memory, speed and import are known", w)
 		}
 	}
 	o.kernels, o.engines = list(*kernels), list(*engines)
@@ -105,7 +109,7 @@ func list(s string) []string {
 }
 
 func run(ctx context.Context, o *options) error {
-	if o.memory || o.speed {
+	if o.memory || o.speed || o.transfer {
 		if err := measure(ctx, o); err != nil {
 			return err
 		}
@@ -132,6 +136,11 @@ func measure(ctx context.Context, o *options) (err error) {
 	if o.speed {
 		if err := b.measureSpeed(ctx); err != nil {
 			return fmt.Errorf("measure speed: %w", err)
+		}
+	}
+	if o.transfer {
+		if err := b.measureTransfers(ctx); err != nil {
+			return fmt.Errorf("measure import: %w", err)
 		}
 	}
 	return nil

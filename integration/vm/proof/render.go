@@ -13,10 +13,10 @@ import (
 // plotFile lies beside the raw numbers.
 const plotFile = "one-copy.svg"
 
-// The part of the document between these lines is written by this program.
+// The parts of the document between a mark's lines are written by this program.
 const (
-	beginMark = "<!-- proof: begin (written by make proof) -->"
-	endMark   = "<!-- proof: end -->"
+	proofMark  = "proof"
+	importMark = "proof of import"
 )
 
 // render turns the raw files into tables, a plot and the list of targets.
@@ -26,6 +26,10 @@ func render(o *options) error {
 		return err
 	}
 	speed, err := readSpeed(filepath.Join(o.out, speedFile))
+	if err != nil {
+		return err
+	}
+	transfers, err := readTransfers(filepath.Join(o.out, transferFile))
 	if err != nil {
 		return err
 	}
@@ -44,11 +48,11 @@ func render(o *options) error {
 			return err
 		}
 	}
+	var imports bytes.Buffer
+	transfers.write(&imports)
 	if o.doc == "" {
-		if _, err := text.WriteTo(os.Stdout); err != nil {
-			return err
-		}
-	} else if err := replaceMarked(o.doc, text.String()); err != nil {
+		fmt.Print(text.String(), imports.String())
+	} else if err := errors.Join(replaceMarked(o.doc, proofMark, text.String()), replaceMarked(o.doc, importMark, imports.String())); err != nil {
 		return err
 	}
 	return judge(targets, o.check)
@@ -62,8 +66,9 @@ func plotPath(o *options) string {
 	return plotFile
 }
 
-// replaceMarked replaces what is between the marks of a file.
-func replaceMarked(path, text string) error {
+// replaceMarked replaces what is between the lines of a mark in a file.
+func replaceMarked(path, mark, text string) error {
+	beginMark, endMark := "<!-- "+mark+": begin (written by make proof) -->", "<!-- "+mark+": end -->"
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
