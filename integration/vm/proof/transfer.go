@@ -133,7 +133,7 @@ func (b *bench) transferInGuest(ctx context.Context, kernel string) (_ []protoco
 		return nil, err
 	}
 	// An emulated CPU would be long about all the files.
-	args := []string{b.inside, "transfer", "-rounds", strconv.Itoa(b.rounds), "-part", "8"}
+	args := []string{b.inside, "transfer", "-rounds", strconv.Itoa(b.rounds), "-part", "8", "-turns", "1"}
 	for _, r := range regions {
 		args = append(args, "-region", r[0]+"="+r[1])
 	}
