@@ -26,7 +26,7 @@ import (
 
 // options is the command line.
 type options struct {
-	memory, speed, transfer, check bool
+	memory, speed, imports, guestImports, check bool
 
 	kernels    []string // the first alone, then the first two, ...
 	processes  []int    // in each container
@@ -54,12 +54,12 @@ func main() {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	f := flag.NewFlagSet("proof", flag.ContinueOnError)
-	what := f.String("measure", "memory,speed,import", "what to measure, with commas; what is not keeps its raw numbers")
+	what := f.String("measure", "memory,speed,import,guest-import", "what to measure, with commas; what is not keeps its raw numbers")
 	kernels := f.String("kernels", "6.12,7.3,6.1", "`kernels` of the lab, with commas")
 	processes := f.String("processes", "1,8,32", "`numbers` of processes in a container, rising")
 	containers := f.String("containers", "1,8", "`numbers` of containers, rising")
 	engines := f.String("engines", "overlayfs,erofs,erofs-dax,daxfs", "`engines` to compare")
-	f.IntVar(&o.rounds, "rounds", 7, "how often each file system has its turn in the parts speed and import")
+	f.IntVar(&o.rounds, "rounds", 7, "how often each file system has its turn in the parts about speed")
 	f.StringVar(&o.out, "out", "docs/bench", "`directory` of the raw numbers and the plot")
 	f.StringVar(&o.doc, "doc", "docs/benchmarks.md", "`file` whose part between the proof's marks is replaced; empty for standard output")
 	f.BoolVar(&o.check, "check", false, "fail if a target is missed")
@@ -76,9 +76,11 @@ func parse(args []string) (*options, error) {
 		case "speed":
 			o.speed = true
 		case "import":
-			o.transfer = true
+			o.imports = true
+		case "guest-import":
+			o.guestImports = true
 		default:
-			return nil, usage(f, "-measure %s: only memory, speed and import are known", w)
+			return nil, usage(f, "-measure %s: only memory, speed, import and guest-import are known", w)
 		}
 	}
 	o.kernels, o.engines = list(*kernels), list(*engines)
@@ -109,7 +111,7 @@ func list(s string) []string {
 }
 
 func run(ctx context.Context, o *options) error {
-	if o.memory || o.speed || o.transfer {
+	if o.memory || o.speed || o.imports || o.guestImports {
 		if err := measure(ctx, o); err != nil {
 			return err
 		}
@@ -128,25 +130,27 @@ func measure(ctx context.Context, o *options) (err error) {
 	if b.inside, err = buildInside(ctx, work); err != nil {
 		return err
 	}
-	if o.memory {
-		if err := b.measureMemory(ctx); err != nil {
-			return fmt.Errorf("measure memory: %w", err)
+	for _, part := range []struct {
+		name    string
+		wanted  bool
+		measure func(context.Context) error
+	}{
+		{"memory", o.memory, b.measureMemory},
+		{"speed", o.speed, b.measureSpeed},
+		{"import", o.imports, b.measureImport},
+		{"import in a guest", o.guestImports, b.measureGuestImport},
+	} {
+		if !part.wanted {
+			continue
 		}
-	}
-	if o.speed {
-		if err := b.measureSpeed(ctx); err != nil {
-			return fmt.Errorf("measure speed: %w", err)
-		}
-	}
-	if o.transfer {
-		if err := b.measureTransfers(ctx); err != nil {
-			return fmt.Errorf("measure import: %w", err)
+		if err := part.measure(ctx); err != nil {
+			return fmt.Errorf("measure %s: %w", part.name, err)
 		}
 	}
 	return nil
 }
 
-// bench is what both parts work with.
+// bench is what all parts work with.
 type bench struct {
 	*options
 	work   string // scratch directory that guests see

@@ -29,10 +29,6 @@ func render(o *options) error {
 	if err != nil {
 		return err
 	}
-	transfers, err := readTransfers(filepath.Join(o.out, transferFile))
-	if err != nil {
-		return err
-	}
 	targets := append(memory.targets(), speed.targets()...)
 
 	var text bytes.Buffer
@@ -49,7 +45,13 @@ func render(o *options) error {
 		}
 	}
 	var imports bytes.Buffer
-	transfers.write(&imports)
+	for _, place := range []struct{ file, where string }{{importFile, "On the machine itself"}, {guestImportFile, "In an emulated guest"}} {
+		transfers, err := readTransfers(filepath.Join(o.out, place.file))
+		if err != nil {
+			return err
+		}
+		transfers.write(&imports, place.where)
+	}
 	if o.doc == "" {
 		fmt.Print(text.String(), imports.String())
 	} else if err := errors.Join(replaceMarked(o.doc, proofMark, text.String()), replaceMarked(o.doc, importMark, imports.String())); err != nil {

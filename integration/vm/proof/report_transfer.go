@@ -8,16 +8,11 @@ import (
 	"github.com/daxfs/containerd-daxfs/integration/vm/proof/protocol"
 )
 
-// transferReport is the raw file by place.
+// transferReport is a raw file: one Transfer a round.
 type transferReport struct {
-	places []*transferPlace
-}
-
-// transferPlace is what was measured in one place: one Transfer a round.
-type transferPlace struct {
-	name, kernel string
-	regions      []string // in the order of measurement
-	transfers    map[transferKey][]protocol.Transfer
+	kernel    string
+	regions   []string // in the order of measurement
+	transfers map[transferKey][]protocol.Transfer
 }
 
 type transferKey struct{ memory, set, what string }
@@ -27,25 +22,20 @@ func readTransfers(path string) (*transferReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	rep := &transferReport{}
+	p := &transferReport{transfers: make(map[transferKey][]protocol.Transfer)}
 	for _, r := range records {
-		i := slices.IndexFunc(rep.places, func(p *transferPlace) bool { return p.name == r.Place })
-		if i < 0 {
-			i = len(rep.places)
-			rep.places = append(rep.places, &transferPlace{name: r.Place, kernel: r.Kernel, transfers: make(map[transferKey][]protocol.Transfer)})
-		}
-		p := rep.places[i]
+		p.kernel = r.Kernel
 		if r.Memory != protocol.PlainMemory && !slices.Contains(p.regions, r.Memory) {
 			p.regions = append(p.regions, r.Memory)
 		}
 		k := transferKey{r.Memory, r.Set, r.What}
 		p.transfers[k] = append(p.transfers[k], r.Transfer)
 	}
-	return rep, nil
+	return p, nil
 }
 
 // of is something about each round, added up over what was done.
-func (p *transferPlace) of(memory, set string, of func(protocol.Transfer) float64, whats ...string) []float64 {
+func (p *transferReport) of(memory, set string, of func(protocol.Transfer) float64, whats ...string) []float64 {
 	var sums []float64
 	for _, what := range whats {
 		ts := p.transfers[transferKey{memory, set, what}]
@@ -73,7 +63,7 @@ func ratios(a, b []float64) spread {
 }
 
 // rate is the median in MB/s.
-func (p *transferPlace) rate(set string, times []float64) string {
+func (p *transferReport) rate(set string, times []float64) string {
 	bytes := p.transfers[transferKey{protocol.PlainMemory, set, protocol.Copy}][0].Bytes
 	return fmt.Sprintf("%.0f", float64(bytes)/spreadOf(times).median*1e3)
 }
@@ -81,23 +71,21 @@ func (p *transferPlace) rate(set string, times []float64) string {
 // imported is what makes an import.
 var imported = []string{protocol.Put, protocol.Publish, protocol.Sync}
 
-func (rep *transferReport) write(w *bytes.Buffer) {
-	for _, p := range rep.places {
-		where := "On the machine itself"
-		if p.name != thisMachine {
-			where = "In an emulated guest"
-		}
-		for _, set := range protocol.FileSets {
-			p.write(w, where, set)
-		}
+// write writes tables; where says which place it is.
+func (p *transferReport) write(w *bytes.Buffer, where string) {
+	if len(p.transfers) == 0 {
+		return
+	}
+	for _, set := range protocol.FileSets {
+		p.writeSet(w, where, set)
 	}
 }
 
-func (p *transferPlace) write(w *bytes.Buffer, where string, set protocol.FileSet) {
+func (p *transferReport) writeSet(w *bytes.Buffer, where string, set protocol.FileSet) {
 	first := p.transfers[transferKey{protocol.PlainMemory, set.Name, protocol.Copy}]
 	fmt.Fprintf(w, "\n%s (Linux %s), %d files of %d to %d KiB, %d MiB, n = %d. Plain memory:\n\n", where, p.kernel,
 		first[0].Files, set.Least>>10, set.Most>>10, first[0].Bytes>>20, len(first))
-	fmt.Fprintf(w, "| | MB/s | times the copy's time | times its CPU time |\n|---|---|---|---|\n")
+	fmt.Fprintf(w, "| | MB/s | time, of a copy's | CPU, of a copy's |\n|---|---|---|---|\n")
 	plain := func(of func(protocol.Transfer) float64, what string) []float64 {
 		return p.of(protocol.PlainMemory, set.Name, of, what)
 	}
@@ -105,8 +93,8 @@ func (p *transferPlace) write(w *bytes.Buffer, where string, set protocol.FileSe
 		fmt.Fprintf(w, "| %s | %s | %s | %.1f |\n", what, p.rate(set.Name, plain(wall, what)),
 			ratios(plain(wall, what), plain(wall, protocol.Copy)), ratios(plain(cpu, what), plain(cpu, protocol.Copy)).median)
 	}
-	fmt.Fprintf(w, "\n| import into | MB/s | times the copy's time | times that of hash and copy | its CPU time |"+
-		" of that: write alone | put | publish | sync | put, reopened | faults | reopened |\n|---%s|\n", string(bytes.Repeat([]byte("|---"), 11)))
+	fmt.Fprintf(w, "\n| import into | MB/s | time, of a copy's | time, of hash and copy's | CPU, of hash and copy's |"+
+		" CPU of write | put | publish | sync | put, reopened | faults in put | put, reopened |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	least, leastCPU := plain(wall, protocol.HashAndCopy), plain(cpu, protocol.HashAndCopy)
 	for _, r := range p.regions {
 		all := p.of(r, set.Name, wall, imported...)

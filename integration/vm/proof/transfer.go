@@ -17,47 +17,45 @@ import (
 	"github.com/daxfs/containerd-daxfs/integration/vm/proof/protocol"
 )
 
-// transferFile has the raw numbers: transferRecord lines.
-const transferFile = "import.txt"
+// The raw numbers, transferRecord lines: of this machine, where hashing and
+// copying take the time that they take, and of a guest, which has the other sorts
+// of memory.
+const (
+	importFile      = "import.txt"
+	guestImportFile = "import-guest.txt"
+)
 
-// thisMachine is the transferRecord.Place that is no kernel of the lab.
-const thisMachine = "machine"
-
-// transferRecord is one measurement in one place.
+// transferRecord is one measurement in one kernel.
 type transferRecord struct {
-	Place  string `json:"place"` // thisMachine, or the kernel of a guest
 	Kernel string `json:"kernel"`
 	protocol.Transfer
 }
 
-// measureTransfers measures on this machine, where hashing and copying take the
-// time that they take, and in a guest, which has the other sorts of memory.
-func (b *bench) measureTransfers(ctx context.Context) error {
-	raw, err := newRawFile(ctx, filepath.Join(b.out, transferFile))
-	if err != nil {
-		return err
-	}
+func (b *bench) measureImport(ctx context.Context) error {
+	log.Print("import: this machine")
 	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
 		return err
 	}
-	log.Print("import: this machine")
-	here, err := b.transferHere(ctx)
-	if err != nil {
-		return err
-	}
+	return b.keepTransfers(ctx, importFile, strings.TrimSpace(string(release)), b.transferHere)
+}
+
+func (b *bench) measureGuestImport(ctx context.Context) error {
 	log.Printf("import: %s", b.kernels[0])
-	there, err := b.transferInGuest(ctx, b.kernels[0])
+	return b.keepTransfers(ctx, guestImportFile, b.kernels[0], b.transferInGuest)
+}
+
+func (b *bench) keepTransfers(ctx context.Context, file, kernel string, measure func(context.Context) ([]protocol.Transfer, error)) error {
+	raw, err := newRawFile(ctx, filepath.Join(b.out, file))
 	if err != nil {
 		return err
 	}
-	for _, t := range here {
-		if err := raw.add(transferRecord{thisMachine, strings.TrimSpace(string(release)), t}); err != nil {
-			return err
-		}
+	transfers, err := measure(ctx)
+	if err != nil {
+		return err
 	}
-	for _, t := range there {
-		if err := raw.add(transferRecord{b.kernels[0], b.kernels[0], t}); err != nil {
+	for _, t := range transfers {
+		if err := raw.add(transferRecord{kernel, t}); err != nil {
 			return err
 		}
 	}
@@ -107,7 +105,7 @@ const (
 	legacy2At  = 0x58000000 // the third
 )
 
-func (b *bench) transferInGuest(ctx context.Context, kernel string) (_ []protocol.Transfer, err error) {
+func (b *bench) transferInGuest(ctx context.Context) (_ []protocol.Transfer, err error) {
 	pool, closePool, err := vm.NewPool(protocol.RegionSize)
 	if err != nil {
 		return nil, err
@@ -118,7 +116,7 @@ func (b *bench) transferInGuest(ctx context.Context, kernel string) (_ []protoco
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, closeShared()) }()
-	g, err := b.boot(ctx, kernel, vm.Machine{
+	g, err := b.boot(ctx, b.kernels[0], vm.Machine{
 		Memory: 5 << 30, Pool: pool, Ivshmem: shared,
 		Modules: []string{"dax_pmem", "device_dax", "nd_e820"},
 		Append: fmt.Sprintf("memmap=%d$%#x memmap=%d!%#x memmap=%d!%#x hugepages=%d", protocol.RegionSize, reservedAt,
