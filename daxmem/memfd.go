@@ -18,6 +18,7 @@ import (
 type memfdRegion struct {
 	*mappedRegion
 	udmabuf udmabuf
+	pages   pageTables
 }
 
 // memfdPrefix is what the names of our memfds begin with.
@@ -42,7 +43,17 @@ func openMemfd(path string, l Location, a access) (Region, error) {
 	if err := r.mapAll(); err != nil {
 		return nil, err
 	}
-	return &memfdRegion{r, systemUdmabuf}, nil
+	return &memfdRegion{r, systemUdmabuf, newPageTables(r.size)}, nil
+}
+
+func (r *memfdRegion) WriteAt(p []byte, off int64) (int, error) {
+	r.pages.fill(r.mem, off, int64(len(p)))
+	return r.mappedRegion.WriteAt(p, off)
+}
+
+func (r *memfdRegion) Punch(off, n int64) error {
+	r.pages.fill(r.mem, off, n)
+	return r.mappedRegion.Punch(off, n)
 }
 
 // memfdLink is how /proc shows a descriptor of the memory.

@@ -205,3 +205,47 @@ func TestDmaHeapErrors(t *testing.T) {
 		t.Errorf("open or create: %v", err)
 	}
 }
+
+// The next owner of a memfd does not take a fault for each page that it writes.
+func TestMemfdPageTables(t *testing.T) {
+	const size = 32 * mib
+	location := memfdLocation(t, size)
+	write := func() (faults int64) {
+		r, err := OpenRegion(location)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		data := randomBytes(1, mib)
+		var before, after unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &before); err != nil {
+			t.Fatal(err)
+		}
+		for at := int64(0); at < size; at += mib {
+			if _, err := r.WriteAt(data, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &after); err != nil {
+			t.Fatal(err)
+		}
+		return after.Minflt - before.Minflt
+	}
+	kept, err := OpenRegion(location) // which makes it
+	if err != nil {
+		t.Fatal(err)
+	}
+	ro, err := OpenRegionReadOnly(location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ro.Close()
+	if err := kept.Close(); err != nil {
+		t.Fatal(err)
+	}
+	first, second := write(), write()
+	t.Logf("%d faults for %d new pages, then %d", first, size/blockSize, second)
+	if second > size/blockSize/2 {
+		t.Errorf("%d faults for %d pages", second, size/blockSize)
+	}
+}

@@ -58,13 +58,8 @@ func create(ctx context.Context, region Region, opts Options) (*Pool, error) {
 	if err := writeZeros(region, superSize, sup.dataStart-superSize); err != nil {
 		return nil, fmt.Errorf("write catalog and seats: %w", err)
 	}
-	if region.Fixed() {
-		// A new file is all zeros (invariant Z), memory is what it was before.
-		if err := region.Punch(sup.dataStart, size-sup.dataStart); err != nil {
-			return nil, fmt.Errorf("clear region: %w", err)
-		}
-	}
-	// The superblock last: a pool that was not made completely has no magic.
+	// The superblock last: a pool that was not made completely has no magic. It
+	// is not clean, so that open clears the rest: memory is what it was before.
 	own := owner{seq: 0, size: size, boot: boot, state: ownerOpen}
 	if _, err := region.WriteAt(own.encode(), own.offset()); err != nil {
 		return nil, err

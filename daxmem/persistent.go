@@ -19,15 +19,10 @@ type persistentRegion struct {
 	// Empty: there is none.
 	deepFlush string
 
-	mu sync.Mutex
-	// written are ranges since the last Sync, and windows those of all windows
-	// ever: what is stored through these nobody counts.
-	written, windows []span
+	mu      sync.Mutex
+	written dirtySet // since the last Sync
+	windows []span   // all there ever were: what is stored through these nobody counts
 }
-
-// maxSpans bounds the memory that written takes. Beyond it, Sync flushes all
-// between the first and the last.
-const maxSpans = 1 << 12
 
 func (r *persistentRegion) WriteAt(p []byte, off int64) (int, error) {
 	n, err := r.mappedRegion.WriteAt(p, off)
@@ -55,33 +50,19 @@ func (r *persistentRegion) Window(off, n int64, writable bool) (Window, error) {
 
 // note remembers that [off, off+n) was written.
 func (r *persistentRegion) note(off, n int64) {
-	if n == 0 {
-		return
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if l := len(r.written); l > 0 && r.written[l-1].off+r.written[l-1].size == off {
-		r.written[l-1].size += n // behind the one before, as writes mostly are
-		return
-	}
-	r.written = append(r.written, span{off, n})
-	if len(r.written) < maxSpans {
-		return
-	}
-	from, to := off, off+n
-	for _, s := range r.written {
-		from, to = min(from, s.off), max(to, s.off+s.size)
-	}
-	r.written = []span{{from, to - from}}
+	r.written.add(off, n)
 }
 
 // Sync writes back the caches of what was written, and then what the memory's
 // controllers hold.
 func (r *persistentRegion) Sync() (err error) {
 	r.mu.Lock()
-	spans := append(r.written, r.windows...)
+	written, spans := r.written, r.windows
 	r.written = nil
 	r.mu.Unlock()
+	spans = append(written.spans(r.size), spans...)
 	for _, s := range spans {
 		if err = r.mem.at(s.off, s.size, r.flush); err != nil {
 			break
@@ -92,7 +73,7 @@ func (r *persistentRegion) Sync() (err error) {
 	}
 	if err != nil {
 		r.mu.Lock()
-		r.written = append(r.written, spans...) // not done
+		r.written.join(written) // not done
 		r.mu.Unlock()
 		return fmt.Errorf("sync %s: %w", r.path, err)
 	}

@@ -18,10 +18,12 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 # gcc and libc6-dev are for the race detector and runc's seccomp binding;
 # mmdebstrap makes the test images; erofs-utils has the fsck.erofs that the
 # image tests use as a second opinion; QEMU, kmod and mmdebstrap run the lab's
-# kernels; clang has libFuzzer.
+# kernels, whose guests have this machine's programs: dmsetup, e2fsprogs, gdb
+# and procps (pgrep) are for their tests; clang has libFuzzer.
 packages=(
 	ca-certificates gcc libc6-dev make pkg-config libseccomp-dev
 	mmdebstrap debian-archive-keyring qemu-system-x86 kmod
+	dmsetup e2fsprogs gdb procps
 	erofs-utils attr acl libcap2-bin zstd mount util-linux
 	clang-14 libclang-rt-14-dev
 )

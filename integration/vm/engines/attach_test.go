@@ -58,6 +58,7 @@ func (k *kernels) boot(t *testing.T, kernel, share string) *system {
 		args = append(args, name+"="+l.dir)
 	}
 	s.start("registry", args...)
+	s.wait("bash -c ': </dev/tcp/" + strings.Replace(registryAt, ":", "/", 1) + "'")
 	return s
 }
 

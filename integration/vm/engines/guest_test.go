@@ -121,8 +121,11 @@ func TestRegions(t *testing.T) {
 				runInside(t, g, "memfd:size=64MiB", binary, "-test.v", "-test.run", "^TestMemfd")
 				runInside(t, g, "dma-heap:system,size=64MiB", binary, "-test.v", "-test.run", "^TestDmaHeap")
 			}
-			id := g.MustRun(t, "sh", "-c", "cd /sys/bus/pci/devices && basename $(dirname $(grep -lx 0x1110 */device))")
-			device := "ivshmem:" + strings.TrimSpace(id)
+			address, err := g.IvshmemDevice(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			device := "ivshmem:" + address
 			runInside(t, g, device, binary, "-test.v", "-test.run", "^TestIvshmem", "-test.skip", "Gone")
 			runInside(t, g, device, binary, "-test.v", "-test.run", "^TestIvshmemGone")
 			// The machine has the memory that the guest wrote.
@@ -139,8 +142,10 @@ func TestRegions(t *testing.T) {
 		t.Run("devdax", func(t *testing.T) {
 			g := vm.Start(t, vm.Machine{Kernel: k, Pool: pool, Daxfs: true, Memory: 2 * gib, Modules: []string{"dax_pmem", "device_dax"}})
 			for _, align := range []int{2 * mib, 4096} {
-				g.MustRun(t, "sh", "-e", "-c", makeDevdax(align))
-				device := strings.TrimSpace(g.MustRun(t, "sh", "-c", "echo /dev/dax*"))
+				device, err := g.MakeDevdax(t.Context(), 0, align)
+				if err != nil {
+					t.Fatal(err)
+				}
 				t.Logf("%s in units of %d", device, align)
 				runInside(t, g, device, binary, "-test.v", "-test.run", "^TestDevdax")
 				sys := "/sys/bus/dax/devices/" + filepath.Base(device)
@@ -150,18 +155,4 @@ func TestRegions(t *testing.T) {
 			}
 		})
 	})
-}
-
-// makeDevdax makes a DAX device of the guest's pmem region, as "ndctl
-// create-namespace -m devdax -M mem" does, by what the kernel has in sysfs.
-func makeDevdax(align int) string {
-	return fmt.Sprintf(`cd /sys/bus/nd/devices
-		dax=$(cat region0/dax_seed)
-		echo %d > $dax/align
-		cat /proc/sys/kernel/random/uuid > $dax/uuid
-		echo ram > $dax/mode
-		echo namespace0.0 > $dax/namespace
-		echo $dax > /sys/bus/nd/drivers/dax_pmem/bind
-		for i in $(seq 100); do [ -e /dev/dax* ] && exit 0; sleep 0.1; done
-		exit 1`, align)
 }

@@ -35,7 +35,7 @@ func (b *bench) boot(ctx context.Context, kernel string, m vm.Machine) (*guest, 
 	m.Shared = b.work
 	// QEMU emulates the string instructions, with which kernels copy where the
 	// CPU has these features, byte by byte: copying would be all that is measured.
-	m.Append = "clearcpuid=erms,fsrm"
+	m.Append += " clearcpuid=erms,fsrm"
 	g := &guest{kernel: kernel, inside: b.inside, server: func() {}}
 	if g.Guest, err = vm.Boot(ctx, m); err != nil {
 		return nil, err

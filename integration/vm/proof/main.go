@@ -1,9 +1,10 @@
 // Command proof measures what DAXFS promises, in guests of the lab, and writes
 // it into docs/benchmarks.md: how much memory processes, containers and kernels
-// use that run one image, with DAXFS and with what else there is; and how fast
-// files and directories are beside tmpfs in the same guest. The raw numbers go
-// into docs/bench. Run it at the root of the repository, as root, on a quiet
-// machine; "make proof" does.
+// use that run one image, with DAXFS and with what else there is; how fast files
+// and directories are beside tmpfs in the same guest; and how fast layers come
+// into regions beside plain copies, on this machine and in a guest. The raw
+// numbers go into docs/bench. Run it at the root of the repository, as root, on a
+// quiet machine; "make proof" does.
 //
 // With -check, which "make proof" gives, it fails if a target is missed.
 package main
@@ -25,13 +26,14 @@ import (
 
 // options is the command line.
 type options struct {
-	memory, speed, check bool
-	kernels              []string // the first alone, then the first two, ...
-	processes            []int    // in each container
-	containers           []int
-	engines              []string
-	rounds               int
-	out, doc             string
+	memory, speed, imports, guestImports, check bool
+
+	kernels    []string // the first alone, then the first two, ...
+	processes  []int    // in each container
+	containers []int
+	engines    []string
+	rounds     int
+	out, doc   string
 }
 
 func main() {
@@ -52,12 +54,12 @@ func main() {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	f := flag.NewFlagSet("proof", flag.ContinueOnError)
-	what := f.String("measure", "memory,speed", "what to measure, with commas; what is not keeps its raw numbers")
+	what := f.String("measure", "memory,speed,import,guest-import", "what to measure, with commas; what is not keeps its raw numbers")
 	kernels := f.String("kernels", "6.12,7.3,6.1", "`kernels` of the lab, with commas")
 	processes := f.String("processes", "1,8,32", "`numbers` of processes in a container, rising")
 	containers := f.String("containers", "1,8", "`numbers` of containers, rising")
 	engines := f.String("engines", "overlayfs,erofs,erofs-dax,daxfs", "`engines` to compare")
-	f.IntVar(&o.rounds, "rounds", 7, "how often each file system has its turn in the speed part")
+	f.IntVar(&o.rounds, "rounds", 7, "how often each file system has its turn in the parts about speed")
 	f.StringVar(&o.out, "out", "docs/bench", "`directory` of the raw numbers and the plot")
 	f.StringVar(&o.doc, "doc", "docs/benchmarks.md", "`file` whose part between the proof's marks is replaced; empty for standard output")
 	f.BoolVar(&o.check, "check", false, "fail if a target is missed")
@@ -73,8 +75,12 @@ func parse(args []string) (*options, error) {
 			o.memory = true
 		case "speed":
 			o.speed = true
+		case "import":
+			o.imports = true
+		case "guest-import":
+			o.guestImports = true
 		default:
-			return nil, usage(f, "-measure %s: only memory and speed are known", w)
+			return nil, usage(f, "-measure %s: only memory, speed, import and guest-import are known", w)
 		}
 	}
 	o.kernels, o.engines = list(*kernels), list(*engines)
@@ -105,7 +111,7 @@ func list(s string) []string {
 }
 
 func run(ctx context.Context, o *options) error {
-	if o.memory || o.speed {
+	if o.memory || o.speed || o.imports || o.guestImports {
 		if err := measure(ctx, o); err != nil {
 			return err
 		}
@@ -124,20 +130,27 @@ func measure(ctx context.Context, o *options) (err error) {
 	if b.inside, err = buildInside(ctx, work); err != nil {
 		return err
 	}
-	if o.memory {
-		if err := b.measureMemory(ctx); err != nil {
-			return fmt.Errorf("measure memory: %w", err)
+	for _, part := range []struct {
+		name    string
+		wanted  bool
+		measure func(context.Context) error
+	}{
+		{"memory", o.memory, b.measureMemory},
+		{"speed", o.speed, b.measureSpeed},
+		{"import", o.imports, b.measureImport},
+		{"import in a guest", o.guestImports, b.measureGuestImport},
+	} {
+		if !part.wanted {
+			continue
 		}
-	}
-	if o.speed {
-		if err := b.measureSpeed(ctx); err != nil {
-			return fmt.Errorf("measure speed: %w", err)
+		if err := part.measure(ctx); err != nil {
+			return fmt.Errorf("measure %s: %w", part.name, err)
 		}
 	}
 	return nil
 }
 
-// bench is what both parts work with.
+// bench is what all parts work with.
 type bench struct {
 	*options
 	work   string // scratch directory that guests see

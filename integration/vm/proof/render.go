@@ -13,10 +13,10 @@ import (
 // plotFile lies beside the raw numbers.
 const plotFile = "one-copy.svg"
 
-// The part of the document between these lines is written by this program.
+// The parts of the document between a mark's lines are written by this program.
 const (
-	beginMark = "<!-- proof: begin (written by make proof) -->"
-	endMark   = "<!-- proof: end -->"
+	proofMark  = "proof"
+	importMark = "proof of import"
 )
 
 // render turns the raw files into tables, a plot and the list of targets.
@@ -44,11 +44,17 @@ func render(o *options) error {
 			return err
 		}
 	}
-	if o.doc == "" {
-		if _, err := text.WriteTo(os.Stdout); err != nil {
+	var imports bytes.Buffer
+	for _, place := range []struct{ file, where string }{{importFile, "On the machine itself"}, {guestImportFile, "In an emulated guest"}} {
+		transfers, err := readTransfers(filepath.Join(o.out, place.file))
+		if err != nil {
 			return err
 		}
-	} else if err := replaceMarked(o.doc, text.String()); err != nil {
+		transfers.write(&imports, place.where)
+	}
+	if o.doc == "" {
+		fmt.Print(text.String(), imports.String())
+	} else if err := errors.Join(replaceMarked(o.doc, proofMark, text.String()), replaceMarked(o.doc, importMark, imports.String())); err != nil {
 		return err
 	}
 	return judge(targets, o.check)
@@ -62,8 +68,9 @@ func plotPath(o *options) string {
 	return plotFile
 }
 
-// replaceMarked replaces what is between the marks of a file.
-func replaceMarked(path, text string) error {
+// replaceMarked replaces what is between the lines of a mark in a file.
+func replaceMarked(path, mark, text string) error {
+	beginMark, endMark := "<!-- "+mark+": begin (written by make proof) -->", "<!-- "+mark+": end -->"
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@
 //	inside serve SOCKET             hold containers and measure, as asked
 //	inside ask SOCKET REQUEST       ask the server; JSON both ways
 //	inside speed FLAGS              measure file systems against each other
+//	inside transfer FLAGS           measure regions against plain memory
 //
 // The server starts this program again as process 1 of a container, and that
 // one as the processes in it:
@@ -31,6 +32,8 @@ func run(args []string) error {
 		return ask(args[1], args[2])
 	case len(args) > 0 && args[0] == "speed":
 		return speed(args[1:])
+	case len(args) > 0 && args[0] == "transfer":
+		return transfer(args[1:])
 	case len(args) == 3 && args[0] == "container":
 		return containerMain(args[1], args[2])
 	case len(args) == 2 && args[0] == "worker":
