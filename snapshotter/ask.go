@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 )
@@ -38,6 +39,7 @@ type asker struct {
 	reader  *daxmem.Reader
 	missing Missing
 	wait    time.Duration
+	imageOf func(ctx context.Context, chainID digest.Digest) (string, error) // or nil
 }
 
 // flatten asks for the image of the chain of a committed snapshot.
@@ -50,10 +52,20 @@ func (a asker) flatten(ctx context.Context, name string) error {
 }
 
 func (a asker) convert(ctx context.Context, id [32]byte, labels map[string]string) error {
-	if labels[labelImage] == "" {
+	if a.missing != MissingAsk {
+		return errNotAsked
+	}
+	name := labels[labelImage]
+	if name == "" && a.imageOf != nil {
+		var err error
+		if name, err = a.imageOf(ctx, digest.NewDigestFromBytes(digest.SHA256, id[:])); err != nil {
+			return fmt.Errorf("the image's name is not known: %w: %w", err, errNotAsked)
+		}
+	}
+	if name == "" {
 		return fmt.Errorf("the image's name is not known (label %s): %w", labelImage, errNotAsked)
 	}
-	return a.send(ctx, &daxmem.Request{Kind: daxmem.AskConvert, Chain: id, Name: labels[labelImage]})
+	return a.send(ctx, &daxmem.Request{Kind: daxmem.AskConvert, Chain: id, Name: name})
 }
 
 func (a asker) send(ctx context.Context, q *daxmem.Request) error {

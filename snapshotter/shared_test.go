@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
@@ -70,6 +72,11 @@ type kernels struct {
 	owner  *rig
 	reader *rig // pool is its own one, or nil
 	shared *daxmem.Reader
+
+	// convert is what the owner does when it is asked for an image, imageOf how
+	// the reader knows an image's name; nil: they do not.
+	convert func(name string) error
+	imageOf func(chainID digest.Digest) (string, error)
 }
 
 func startKernels(t *testing.T, missing snapshotter.Missing, own bool) *kernels {
@@ -91,12 +98,18 @@ func startKernels(t *testing.T, missing snapshotter.Missing, own bool) *kernels 
 	if err != nil {
 		t.Fatal(err)
 	}
-	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: root, Pool: pool, Engine: e})
+	k := &kernels{}
+	sn, err := snapshotter.New(ctx, snapshotter.Options{Root: root, Pool: pool, Engine: e, Convert: func(_ context.Context, name string) error {
+		if k.convert == nil {
+			return errdefs.ErrNotFound
+		}
+		return k.convert(name)
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { sn.Close(); testutil.UnmountBelow(t, root) })
-	k := &kernels{owner: &rig{sn, root, pool}}
+	k.owner = &rig{sn, root, pool}
 	k.attach(t, location, missing, own)
 
 	ctx, stop := context.WithCancel(ctx)
@@ -126,6 +139,12 @@ func (k *kernels) attach(t *testing.T, location string, missing snapshotter.Miss
 	})
 	opts := snapshotter.Options{
 		Root: t.TempDir(), Shared: k.shared, SharedEngine: &engine.Best{}, Missing: missing, AskWait: 30 * time.Second,
+		ImageOf: func(_ context.Context, chainID digest.Digest) (string, error) {
+			if k.imageOf == nil {
+				return "", errdefs.ErrNotFound
+			}
+			return k.imageOf(chainID)
+		},
 	}
 	if own {
 		if opts.Pool, err = daxmem.OpenOrCreate(ctx, filepath.Join(opts.Root, "pool"), daxmem.Options{MaxSize: 256 << 20}); err != nil {
@@ -156,6 +175,42 @@ func (k *kernels) counts(t *testing.T, want daxmem.Counts) {
 			t.Errorf("%v has counted %v chains, want %v", s, s.Chains, want)
 		}
 	}
+}
+
+// What the pool does not have, the owner brings when it is asked for the image by
+// the name that containerd's content gives.
+func TestAsk(t *testing.T) {
+	k := startKernels(t, snapshotter.MissingAsk, false)
+	const name = "example.com/app@sha256:1"
+	k.imageOf = func(chainID digest.Digest) (string, error) {
+		if chainID.String() != ref("one") {
+			return "", errdefs.ErrNotFound
+		}
+		return name, nil
+	}
+	var asked []string
+	k.convert = func(name string) error {
+		asked = append(asked, name)
+		unpack(t, k.owner, "daxfs", "one", "", layerOne(t))
+		return nil
+	}
+	never := func(string) { t.Error("a layer was unpacked that the owner brings") }
+	one, _ := unpack(t, k.reader, "b", "one", "", never)
+	mounts, err := k.reader.Prepare(ctx, "b/9/container", one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, lowerOf(t, mounts)+"/etc/os"); got != "one" {
+		t.Errorf("read %q", got)
+	}
+	if !slices.Equal(asked, []string{name}) {
+		t.Errorf("the owner was asked for %q", asked)
+	}
+	labels := snapshots.WithLabels(map[string]string{"containerd.io/snapshot.ref": ref("two")})
+	if _, err := k.reader.Prepare(ctx, "b/1/extract-1 "+ref("two"), one, labels); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("an image that nobody knows: %v, want %v", err, errdefs.ErrFailedPrecondition)
+	}
+	k.counts(t, daxmem.Counts{daxmem.ChainBrought: 1, daxmem.ChainMissed: 1})
 }
 
 // A directory that nothing was unpacked into is not older than its snapshot:

@@ -30,6 +30,7 @@ import (
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sync/singleflight"
@@ -57,6 +58,10 @@ type Options struct {
 	// its owner may take.
 	Missing Missing
 	AskWait time.Duration
+	// ImageOf returns the name of an image that has a chain and is being pulled in
+	// the namespace of ctx, as its owner can pull it; or NotFound. nil: only
+	// labels tell.
+	ImageOf func(ctx context.Context, chainID digest.Digest) (string, error)
 
 	// Former is a pool that this kernel has used before, or nil: layers that
 	// snapshots need and Pool does not have are copied from it by New, which is
@@ -157,7 +162,7 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	}
 	if opts.Shared != nil {
 		s.images.shared = &store{opts.Shared, opts.SharedEngine}
-		s.images.ask = asker{opts.Shared, opts.Missing, opts.AskWait}
+		s.images.ask = asker{opts.Shared, opts.Missing, opts.AskWait, opts.ImageOf}
 	}
 	s.findSources(opts.Content)
 	if opts.Former != nil {

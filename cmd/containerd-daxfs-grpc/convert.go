@@ -15,19 +15,19 @@ import (
 const convertNamespace = "daxfs"
 
 // converter pulls images for other kernels through this kernel's containerd,
-// which unpacks them into the pool; nil where the configuration names none.
+// which unpacks them into the pool; nil where the configuration does not want it.
 func converter(cfg *config.Config) func(ctx context.Context, name string) error {
-	if cfg.Share.Containerd == "" {
+	if cfg.Containerd == "" || !cfg.Share.Pull {
 		return nil
 	}
 	return func(ctx context.Context, name string) (err error) {
-		c, err := client.New(cfg.Share.Containerd, client.WithDefaultNamespace(convertNamespace))
+		c, err := client.New(cfg.Containerd, client.WithDefaultNamespace(convertNamespace))
 		if err != nil {
 			return fmt.Errorf("pull %s for another kernel: %w", name, err)
 		}
 		defer func() { err = errors.Join(err, c.Close()) }()
 		_, err = c.Pull(namespaces.WithNamespace(ctx, convertNamespace), name,
-			client.WithPullUnpack, client.WithPullSnapshotter(cfg.Share.Snapshotter))
+			client.WithPullUnpack, client.WithPullSnapshotter(cfg.Snapshotter))
 		if err != nil {
 			return fmt.Errorf("pull %s for another kernel: %w", name, err)
 		}

@@ -35,8 +35,10 @@ type Config struct {
 	Address string `toml:"address"`
 	// Containerd is the unix socket of the containerd that this daemon is for;
 	// empty: layers that the pool has lost are not unpacked again from its
-	// content store.
+	// content store, and it is not asked for anything else.
 	Containerd string `toml:"containerd"`
+	// Snapshotter is what that containerd calls this daemon, in proxy_plugins.
+	Snapshotter string `toml:"snapshotter"`
 	// LogLevel is trace, debug, info, warn, error, fatal or panic.
 	LogLevel string `toml:"log_level"`
 	Pool     Pool   `toml:"pool"`
@@ -118,11 +120,8 @@ type Share struct {
 	// OwnPool is the file of a reader's own pool, for what it unpacks itself.
 	// Default: pool.daxfs below Root.
 	OwnPool string `toml:"own_pool"`
-	// Containerd is the socket through which an owner pulls images that others
-	// ask for; empty: it does not.
-	Containerd string `toml:"containerd"`
-	// Snapshotter is what that containerd calls this daemon.
-	Snapshotter string `toml:"snapshotter"`
+	// Pull lets an owner pull images that readers ask for, through Containerd.
+	Pull bool `toml:"pull"`
 }
 
 // Duration is a time.Duration, written as "5m".
@@ -166,13 +165,14 @@ func (s Size) MarshalText() ([]byte, error) { return []byte(units.BytesSize(floa
 // Default returns the configuration of an empty file.
 func Default() *Config {
 	return &Config{
-		Root:       "/var/lib/containerd-daxfs",
-		Address:    "/run/containerd-daxfs/containerd-daxfs.sock",
-		Containerd: defaults.DefaultAddress,
-		LogLevel:   "info",
-		Pool:       Pool{MaxSize: 64 << 30, ShareExtents: true, HighWatermark: 90, LowWatermark: 75},
+		Root:        "/var/lib/containerd-daxfs",
+		Address:     "/run/containerd-daxfs/containerd-daxfs.sock",
+		Containerd:  defaults.DefaultAddress,
+		Snapshotter: "daxfs",
+		LogLevel:    "info",
+		Pool:        Pool{MaxSize: 64 << 30, ShareExtents: true, HighWatermark: 90, LowWatermark: 75},
 		Share: Share{
-			Role: RoleOwner, Seat: -1, Missing: snapshotter.MissingAsk, AskTimeout: Duration(5 * time.Minute), Snapshotter: "daxfs",
+			Role: RoleOwner, Seat: -1, Missing: snapshotter.MissingAsk, AskTimeout: Duration(5 * time.Minute), Pull: true,
 		},
 	}
 }
@@ -284,8 +284,6 @@ func (s *Share) check(root string, bad func(format string, args ...any) error) e
 		return bad("share.instance %q has %d bytes, want at most %d", s.Instance, len(s.Instance), daxmem.MaxInstance)
 	case s.AskTimeout <= 0:
 		return bad("share.ask_timeout is %v, want more than 0", time.Duration(s.AskTimeout))
-	case s.Containerd != "" && !filepath.IsAbs(s.Containerd):
-		return bad("share.containerd %q is not an absolute path", s.Containerd)
 	}
 	if s.OwnPool == "" {
 		s.OwnPool = filepath.Join(root, "pool.daxfs")

@@ -71,7 +71,6 @@ func TestShare(t *testing.T) {
 		`seat = 64`:            `share.seat is 64, want 0 to 63`,
 		`ask_timeout = "soon"`: `duration "soon"`,
 		`ask_timeout = "0s"`:   `share.ask_timeout is 0s`,
-		`containerd = "sock"`:  `share.containerd "sock" is not an absolute path`,
 		`own_pool = "pool"`:    `share.own_pool "pool" is not an absolute path`,
 		`instances = "kerf"`:   `share.instances: orchestrator "kerf": want multikernel`,
 		`instance = "` + strings.Repeat("x", 65) + `"`: `share.instance`,

@@ -19,7 +19,7 @@ const registryAt = "127.0.0.1:5000"
 
 // The [share] sections of the two kernels.
 const (
-	ownerShare  = "instance = \"a\"\ncontainerd = \"/run/containerd/containerd.sock\""
+	ownerShare  = "instance = \"a\""
 	readerShare = "instance = \"b\"\nrole = \"reader\""
 )
 
@@ -209,7 +209,7 @@ func (s *system) run(name string) float64 {
 func TestThreeKernels(t *testing.T) {
 	k := newKernels(t, systemPool, "debian", "rootopaque")
 	auto := func(name string) string {
-		return "role = \"auto\"\ncontainerd = \"/run/containerd/containerd.sock\"\ninstance = \"" + name + "\""
+		return "role = \"auto\"\ninstance = \"" + name + "\""
 	}
 	a := k.boot(t, "6.12", auto("a"))
 	a.pull("debian")
