@@ -52,6 +52,7 @@ type doctor struct {
 	cfg              *config.Config
 	containerdConfig string
 	name             string // of the snapshotter in containerd
+	volatile         bool   // the pool does not survive a reboot
 
 	checks  []check
 	snippet strings.Builder // what is missing in containerd's configuration

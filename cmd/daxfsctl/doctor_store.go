@@ -94,7 +94,7 @@ func (d *doctor) pool() {
 	most, left := room(d.cfg, &st)
 	detail := fmt.Sprintf("%s: %s, %s, %s of %s available", path, plural(st.LayerCount, "layer"), plural(st.ImageCount, "image"), size(left), size(most))
 	var fs unix.Statfs_t
-	volatile := st.Kind == daxmem.KindPhys || st.Kind == daxmem.KindFile && unix.Statfs(path, &fs) == nil &&
+	d.volatile = st.Kind == daxmem.KindPhys || st.Kind == daxmem.KindFile && unix.Statfs(path, &fs) == nil &&
 		(fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.HUGETLBFS_MAGIC)
 	switch {
 	case st.QuarantinedCount == 0 && pool.SelfContained() == d.cfg.Pool.ShareExtents:
@@ -105,11 +105,11 @@ func (d *doctor) pool() {
 			"daxfsctl pool check names them and the images concerned: remove these and pull them again")
 	case left < most/20:
 		d.add("pool", warn, detail, "remove images, or raise pool.max_size")
-	case volatile && d.cfg.Pool.Persist:
+	case d.volatile && d.cfg.Pool.Persist:
 		d.add("pool", ok, detail+"; it is in memory, with copies on disk", "")
-	case volatile && d.cfg.Containerd != "":
+	case d.volatile && d.cfg.Containerd != "":
 		d.add("pool", ok, detail+"; it is in memory: after a reboot, layers are unpacked again from what containerd keeps of them", "")
-	case volatile:
+	case d.volatile:
 		d.add("pool", warn, detail+"; it is in memory only: after a reboot, images must be removed and pulled again",
 			"set containerd, or pool.persist = true")
 	default:
