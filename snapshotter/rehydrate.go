@@ -122,6 +122,9 @@ func (s *Snapshotter) bring(k key) error {
 }
 
 func (s *Snapshotter) bringNow(ctx context.Context, k key) error {
+	if _, err := s.pool.Layer(k); err == nil {
+		return nil // somebody was done with it in this moment
+	}
 	err := fmt.Errorf("layer %s: %w", k, ErrLayerLost)
 	for _, from := range s.sources {
 		start := time.Now()

@@ -56,6 +56,7 @@ type doctor struct {
 	multikernel      string // instances.MultikernelDir; another one in tests
 	boot             string // this kernel's boot ID
 	root             string // "/"; another one in tests
+	volatile         bool   // the pool does not survive a reboot
 
 	checks  []check
 	snippet strings.Builder // what is missing in containerd's configuration

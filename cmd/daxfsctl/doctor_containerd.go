@@ -23,6 +23,7 @@ import (
 const (
 	transferPlugin = "io.containerd.transfer.v1.local"
 	grpcPlugin     = "io.containerd.server.v1.grpc"
+	criPlugin      = "io.containerd.cri.v1.images"
 	snapshotType   = "io.containerd.snapshotter.v1"
 )
 
@@ -46,6 +47,7 @@ func (d *doctor) containerd() {
 	}
 	known := d.proxyPlugin(cfg)
 	d.unpack(ctx, cfg)
+	d.discards(ctx, cfg)
 	if d.running(containerdAddress(ctx, cfg)) && !known {
 		d.add("containerd_file", warn, "the running containerd has the snapshotter, "+d.containerdConfig+" has not",
 			"--containerd-config names the file that containerd was started with")
@@ -135,6 +137,24 @@ func (d *doctor) unpack(ctx context.Context, cfg *srvconfig.Config) {
 		d.snippet.WriteByte('\n')
 	}
 	d.snippet.WriteString(unpackSnippet(names...))
+}
+
+// discards checks whether CRI throws away what a pool in memory is filled from
+// after a reboot.
+func (d *doctor) discards(ctx context.Context, cfg *srvconfig.Config) {
+	if !d.volatile || d.cfg.Pool.Persist || d.cfg.Containerd == "" {
+		return
+	}
+	const name = "discarded_layers"
+	cri := &struct {
+		Discard bool `toml:"discard_unpacked_layers"`
+	}{}
+	if _, err := cfg.Decode(ctx, criPlugin, cri); err != nil {
+		d.add(name, fail, fmt.Sprintf("plugin %s: %s", criPlugin, oneLine(err)), "correct "+d.containerdConfig)
+	} else if cri.Discard {
+		d.add(name, warn, "the pool is in memory, and CRI keeps no layer that is unpacked (discard_unpacked_layers): after a reboot they are lost",
+			"pool.persist = true, or discard_unpacked_layers = false")
+	}
 }
 
 // containerdAddress is where containerd serves, in configurations of all

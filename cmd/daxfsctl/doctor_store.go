@@ -95,6 +95,7 @@ func (d *doctor) pool() {
 	}
 	most, left := room(d.cfg, &st)
 	detail := fmt.Sprintf("%s: %s, %s, %s of %s available", path, plural(st.LayerCount, "layer"), plural(st.ImageCount, "image"), size(left), size(most))
+	d.volatile = !pool.Region().Persistent()
 	switch {
 	case st.QuarantinedCount == 0 && pool.SelfContained() == d.cfg.Pool.ShareExtents:
 		d.add("pool", fail, fmt.Sprintf("%s was made with share_extents = %v, the configuration has %v: the daemon does not start", path, !pool.SelfContained(), d.cfg.Pool.ShareExtents),
@@ -104,11 +105,11 @@ func (d *doctor) pool() {
 			"daxfsctl pool check names them and the images concerned: remove these and pull them again")
 	case left < most/20:
 		d.add("pool", warn, detail, "remove images, or raise pool.max_size")
-	case !pool.Region().Persistent() && d.cfg.Pool.Persist:
+	case d.volatile && d.cfg.Pool.Persist:
 		d.add("pool", ok, detail+"; in memory, with copies in "+d.cfg.SpillPath(), "")
-	case !pool.Region().Persistent() && d.cfg.Containerd != "":
+	case d.volatile && d.cfg.Containerd != "":
 		d.add("pool", ok, detail+"; in memory: after a reboot, layers are unpacked again from what containerd keeps of them", "")
-	case !pool.Region().Persistent():
+	case d.volatile:
 		kind, _ := daxmem.InfoOf(st.Kind)
 		d.add("pool", warn, detail+"; it is in memory only (after a reboot: "+kind.Reboot+")",
 			"set containerd or pool.persist = true; else images must be removed and pulled again")

@@ -141,6 +141,77 @@ func TestDoctorContainerdConfig(t *testing.T) {
 	}
 }
 
+// A pool in memory is filled again from what containerd keeps, or from a copy of
+// its own: one of them has to be there.
+func TestDoctorDiscardedLayers(t *testing.T) {
+	s := newSite(t)
+	const cri = "version = 3\n[plugins.'io.containerd.cri.v1.images']\ndiscard_unpacked_layers = "
+	for _, c := range []struct {
+		name              string
+		discard           string
+		volatile, persist bool
+		want              verdict // "": nothing to say
+	}{
+		{"lost", "true", true, false, warn},
+		{"kept by containerd", "false", true, false, ""},
+		{"copied", "true", true, true, ""},
+		{"on disk", "true", false, false, ""},
+		{"wrong", "'yes'", true, false, fail},
+	} {
+		d := &doctor{
+			ctx: t.Context(), containerdConfig: s.containerdFile(cri + c.discard + "\n"), name: "daxfs", volatile: c.volatile,
+			cfg: &config.Config{Root: s.dir, Address: s.socket(), Containerd: s.dir + "/none.sock", Pool: config.Pool{Path: s.poolPath(), Persist: c.persist}},
+		}
+		d.containerd()
+		var got verdict
+		for _, k := range d.checks {
+			if k.Name == "discarded_layers" {
+				got = k.Status
+			}
+		}
+		if got != c.want {
+			t.Errorf("%s: %q, want %q: %+v", c.name, got, c.want, d.checks)
+		}
+	}
+}
+
+// What becomes of a pool in memory in a reboot depends on where copies are.
+func TestDoctorMemory(t *testing.T) {
+	s := newSite(t)
+	memory, err := os.MkdirTemp("/dev/shm", "dxctl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(memory) })
+	s.close()
+	pool := filepath.Join(memory, "pool")
+	b, err := os.ReadFile(s.poolPath())
+	if err == nil {
+		err = os.WriteFile(pool, b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		containerd string
+		persist    bool
+		status     verdict
+		want       string
+	}{
+		{"", false, warn, "it is in memory only"},
+		{"/none.sock", false, ok, "unpacked again from what containerd keeps"},
+		{"", true, ok, "with copies on disk"},
+	} {
+		d := &doctor{ctx: t.Context(), cfg: &config.Config{
+			Root: s.dir, Containerd: c.containerd, Pool: config.Pool{Path: pool, Persist: c.persist, ShareExtents: true, MaxSize: 64 << 20},
+		}}
+		d.pool()
+		if got := (&doctorJSON{Checks: d.checks}).find(t, "pool"); got.Status != c.status || !strings.Contains(got.Detail, c.want) {
+			t.Errorf("%+v, want %s and %q", got, c.status, c.want)
+		}
+	}
+}
+
 func TestDoctorWithoutContainerdConfig(t *testing.T) {
 	s := newSite(t)
 	d := s.examine(1, "", "--name", "mine")
