@@ -200,7 +200,7 @@ func TestDoctorMemory(t *testing.T) {
 	}{
 		{"", false, warn, "it is in memory only"},
 		{"/none.sock", false, ok, "unpacked again from what containerd keeps"},
-		{"", true, ok, "with copies on disk"},
+		{"", true, ok, "with copies in "},
 	} {
 		d := &doctor{ctx: t.Context(), cfg: &config.Config{
 			Root: s.dir, Containerd: c.containerd, Pool: config.Pool{Path: pool, Persist: c.persist, ShareExtents: true, MaxSize: 64 << 20},
