@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -74,6 +75,45 @@ func TestMethods(t *testing.T) {
 	}
 	if worked < 3 {
 		t.Errorf("only %d methods worked", worked)
+	}
+}
+
+// A device that becomes free while an image is mounted is the image's, under a
+// name that was there before; and what others mount meanwhile is not.
+func TestSuperblockBesideOthers(t *testing.T) {
+	testutil.Root(t)
+	trial, err := trialBeside(filepath.Join(t.TempDir(), "image"))(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer trial.Close()
+	mounted := func(target string) {
+		t.Helper()
+		if err := mountLoop(trial.Source, target, false); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) })
+	}
+	earlier, other, target := t.TempDir(), t.TempDir(), t.TempDir()
+	mounted(earlier)
+	m, err := (&method{mount: func(src Source, target string) error {
+		if err := unix.Unmount(earlier, 0); err != nil {
+			return err
+		}
+		mounted(target)
+		mounted(other)
+		return nil
+	}}).attempt(trial.Source, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(target, &st); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("%s/loop%d", sysErofs, unix.Minor(st.Dev))
+	if len(m.Superblocks) != 1 || m.Superblocks[0] != want {
+		t.Errorf("superblocks %v, want %s", m.Superblocks, want)
 	}
 }
 

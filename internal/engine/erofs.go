@@ -131,7 +131,7 @@ func (m *method) attempt(src Source, target string) (*Mount, error) {
 	if err := m.mount(src, target); err != nil {
 		return nil, err
 	}
-	return &Mount{Engine: "erofs", Method: m.name, Target: target, Superblocks: newSuperblocks(before)}, nil
+	return &Mount{Engine: "erofs", Method: m.name, Target: target, Superblocks: erofsSuperblocks(target, before)}, nil
 }
 
 // Mount mounts src by the method that Probe found; without a probe, by the

@@ -97,8 +97,19 @@ func superblocks() []string {
 // Superblocks is how many superblocks of images this kernel has.
 func Superblocks() int { return len(superblocks()) }
 
-// newSuperblocks lists the superblocks that were not there before.
-func newSuperblocks(before []string) []string {
+// erofsSuperblocks names the superblock of an EROFS that was mounted at target.
+// On a device it has the device's name, which a superblock that ended meanwhile
+// may have had before: what is new in sysfs does not tell. On a file its name is
+// not to be had, and never used twice: it is one of those that were not there
+// before, some of which other processes may have mounted.
+func erofsSuperblocks(target string, before []string) []string {
+	var st unix.Stat_t
+	if unix.Stat(target, &st) == nil && unix.Major(st.Dev) != 0 {
+		device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+		if err == nil {
+			return []string{filepath.Join(sysErofs, filepath.Base(device))}
+		}
+	}
 	return slices.DeleteFunc(superblocks(), func(s string) bool { return slices.Contains(before, s) })
 }
 
