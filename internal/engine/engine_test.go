@@ -237,6 +237,70 @@ func TestTrialFails(t *testing.T) {
 	}
 }
 
+// A daemon that is killed during a trial leaves nothing: its mount is nowhere
+// but in the thread that tries it.
+func TestTrialIsNotSeen(t *testing.T) {
+	testutil.Root(t)
+	dir := t.TempDir()
+	trial, err := trialBeside(filepath.Join(dir, "image"))(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer trial.Close()
+	_, err = trial.try(func(src Source, target string) (*Mount, error) {
+		if err := mountLoop(src, target, false); err != nil {
+			return nil, err
+		}
+		here, err := os.ReadFile("/proc/thread-self/mountinfo")
+		if err != nil {
+			return nil, err
+		}
+		outside, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", os.Getpid()))
+		if err != nil {
+			return nil, err
+		}
+		if !strings.Contains(string(here), target) || strings.Contains(string(outside), target) {
+			t.Errorf("%s is mounted for all to see, or not at all", target)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("in the pool's directory meanwhile: %v, %v", left, err)
+		}
+		return &Mount{Target: target}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A mount that a killed daemon has not written down is found out at its end.
+func TestUnmountUnnamed(t *testing.T) {
+	testutil.Root(t)
+	trial, err := trialBeside(filepath.Join(t.TempDir(), "image"))(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer trial.Close()
+	target := t.TempDir()
+	if err := mountLoop(trial.Source, target, false); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(filepath.Join(target, trialFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Mount{Target: target}
+	if err := Unmount(m); err != nil {
+		t.Fatal(err)
+	}
+	if m.Gone() || len(m.Superblocks) != 1 {
+		t.Errorf("gone %v while a file is open, superblocks %v", m.Gone(), m.Superblocks)
+	}
+	f.Close()
+	if !m.Gone() {
+		t.Errorf("superblock is there after the last user: %v", m.Superblocks)
+	}
+}
+
 // Gone follows the directories of the superblocks that may be the mount's.
 func TestGone(t *testing.T) {
 	sb := filepath.Join(t.TempDir(), "0:45.1234")
@@ -255,6 +319,23 @@ func TestGone(t *testing.T) {
 	}
 	if (&Mount{}).Gone() {
 		t.Error("a mount of unknown superblock is gone")
+	}
+	// Another one that has its name by now.
+	next := filepath.Join(t.TempDir(), "next")
+	for _, dir := range []string{sb, next} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.on([]string{sb})
+	if m.Gone() {
+		t.Error("gone while the directory that was seen is there")
+	}
+	if err := unix.Rename(next, sb); err != nil {
+		t.Fatal(err)
+	}
+	if !m.Gone() {
+		t.Error("another superblock of the same name is taken for it")
 	}
 	// As a daemon that knew EROFS only wrote it.
 	old := Mount{Superblocks: []string{"features"}}
