@@ -14,6 +14,7 @@ import (
 	"github.com/daxfs/containerd-daxfs/integration/lab"
 	"github.com/daxfs/containerd-daxfs/integration/lab/sweep"
 	"github.com/daxfs/containerd-daxfs/integration/load"
+	"github.com/daxfs/containerd-daxfs/integration/poolcheck"
 	"github.com/daxfs/containerd-daxfs/internal/testutil"
 )
 
@@ -52,8 +53,12 @@ func TestRandomKills(t *testing.T) {
 	seed := environment(t, "DAXFS_KILLS_SEED", uint64(time.Now().UnixNano()))
 	t.Logf("%d kills, seed %d", kills, seed)
 	s := newScene(t, seed)
-	for s.tally.kills < kills {
+	for next := 100; s.tally.kills < kills; {
 		s.kill()
+		if s.tally.kills >= next {
+			t.Logf("%d kills after %v", s.tally.kills, time.Since(s.tally.began).Round(time.Second))
+			next += 100
+		}
 	}
 	s.release()
 	s.tally.report(t)
@@ -140,11 +145,9 @@ func (s *scene) kill() {
 	for _, k := range s.kernels {
 		k.alive()
 	}
-	if seats := seatsOf(t, s.pool); len(seats) > 0 {
-		for _, seat := range seats {
-			if seat.Owner && seat.Holder != holderOf(t, s.owner.root()) {
-				t.Fatalf("the pool's owner is %v, want %s", seat, s.owner.name)
-			}
+	for _, seat := range poolcheck.Seats(t, s.pool) {
+		if seat.Owner && seat.Holder != holderOf(t, s.owner.root()) {
+			t.Fatalf("the pool's owner is %v, want %s", seat, s.owner.name)
 		}
 	}
 }
@@ -184,9 +187,9 @@ func (s *scene) killed(k *kernel, doing []string) {
 			defer resume()
 		}
 	}
-	s.tally.checked += mustBeSound(t, s.pool, still)
+	s.tally.checked += poolcheck.Sound(t, s.pool, still)
 	if own := filepath.Join(k.root(), "pool.daxfs"); as == "reader" && exists(own) {
-		s.tally.checked += mustBeSound(t, own, true)
+		s.tally.checked += poolcheck.Sound(t, own, true)
 	}
 	for _, k := range s.kernels {
 		n, err := k.load.Verify()
@@ -249,9 +252,9 @@ func (s *scene) loseKernel(k *kernel) {
 	t.Helper()
 	holder := holderOf(t, k.root())
 	k.gone()
-	for _, seat := range seatsOf(t, s.pool) {
+	for _, seat := range poolcheck.Seats(t, s.pool) {
 		if seat.Held && seat.Holder == holder {
-			evict(t, s.pool, seat)
+			poolcheck.Evict(t, s.pool, seat)
 		}
 	}
 	s.tally.lost++
@@ -316,7 +319,7 @@ func (s *scene) release() {
 	for _, k := range s.kernels {
 		if k != s.owner {
 			k.end(syscall.SIGTERM)
-			mustBeEmpty(t, filepath.Join(k.root(), "pool.daxfs"))
+			poolcheck.Empty(t, filepath.Join(k.root(), "pool.daxfs"))
 		}
 	}
 	// What the owner had made for others stays for a minute, or until it ends.
@@ -327,16 +330,16 @@ func (s *scene) release() {
 	}
 	s.owner.end(syscall.SIGTERM)
 
-	for _, seat := range seatsOf(t, s.pool) {
+	for _, seat := range poolcheck.Seats(t, s.pool) {
 		if seat.Held {
 			t.Errorf("%v, with %d pins, is left by nobody", seat, seat.Pins)
 			continue
 		}
 		s.tally.claims++ // its daemon was killed between claim and lease
-		evict(t, s.pool, seat)
+		poolcheck.Evict(t, s.pool, seat)
 	}
-	mustBeSound(t, s.pool, true)
-	mustBeEmpty(t, s.pool)
+	poolcheck.Sound(t, s.pool, true)
+	poolcheck.Empty(t, s.pool)
 	nothingMounted(t, s.dir)
 	for _, k := range s.kernels {
 		for _, dir := range []string{"images", "snapshots"} {
