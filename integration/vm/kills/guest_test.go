@@ -62,7 +62,7 @@ role = "auto"
 instance = "%s"
 ask_timeout = "20s"
 END`, g.PoolAddress(), poolSize, poolSize, name))
-	go k.background(&k.daemon, "while :; do containerd-daxfs-grpc; sleep 0.3; done")
+	go k.background(&k.daemon, "while :; do containerd-daxfs-grpc || :; sleep 0.3; done")
 	k.wait("daxfsctl pool gc --json") // which the daemon does
 	l.serial++
 	go func() {

@@ -171,7 +171,7 @@ func (l *kills) release(t *testing.T, owner, reader *kernel) {
 	reader.end()
 	// What the owner had made for others stays for a minute, or until it ends:
 	// its next daemon frees it.
-	owner.sh("pkill -TERM -x containerd-daxfs-grpc || pkill -TERM -f '^containerd-daxfs-grpc'")
+	owner.sh("daemon=$(pgrep -f '^containerd-daxfs-grpc'); kill $daemon; while kill -0 $daemon; do sleep 0.1; done")
 	owner.wait("daxfsctl pool gc --json && daxfsctl lease ls | grep -q 'owner *" + owner.name + " '")
 	owner.end()
 	for _, s := range poolcheck.Seats(t, l.pool) {
@@ -186,6 +186,6 @@ func (l *kills) release(t *testing.T, owner, reader *kernel) {
 // end ends the daemon for good.
 func (k *kernel) end() {
 	k.t.Helper()
-	k.sh("pkill -KILL -f '^sh -euc while' ; pkill -TERM -f '^containerd-daxfs-grpc'")
+	k.sh("pkill -KILL -f '^sh -euc while'; pkill -TERM -f '^containerd-daxfs-grpc'")
 	k.wait("! pgrep -f '^containerd-daxfs-grpc'")
 }
