@@ -2,6 +2,7 @@ package kills
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/integration/lab"
 	"github.com/daxfs/containerd-daxfs/integration/lab/sweep"
 	"github.com/daxfs/containerd-daxfs/integration/load"
@@ -188,7 +190,7 @@ func (s *scene) killed(k *kernel, doing []string) {
 		}
 	}
 	s.tally.checked += poolcheck.Sound(t, s.pool, still)
-	if own := filepath.Join(k.root(), "pool.daxfs"); as == "reader" && exists(own) {
+	if own := filepath.Join(k.root(), "pool.daxfs"); as == "reader" && exists(t, own) {
 		s.tally.checked += poolcheck.Sound(t, own, true)
 	}
 	for _, k := range s.kernels {
@@ -208,9 +210,21 @@ func (s *scene) killed(k *kernel, doing []string) {
 }
 
 // exists reports whether a pool has been made there, and not only begun.
-func exists(pool string) bool {
-	fi, err := os.Stat(pool)
-	return err == nil && fi.Size() > 0
+func exists(t *testing.T, pool string) bool {
+	t.Helper()
+	region, err := daxmem.OpenRegionReadOnly(pool)
+	if errors.Is(err, os.ErrNotExist) {
+		return false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer region.Close()
+	blank, err := daxmem.Blank(region)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return !blank
 }
 
 // restart starts a daemon again; sometimes it is killed on its way.

@@ -259,10 +259,11 @@ func TestTrialIsNotSeen(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		if !strings.Contains(string(here), target) || strings.Contains(string(outside), target) {
+		trial := " " + target + " ro,"
+		if !strings.Contains(string(here), trial) || strings.Contains(string(outside), trial) {
 			t.Errorf("%s is mounted for all to see, or not at all", target)
 		}
-		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		if left, err := os.ReadDir(fmt.Sprintf("/proc/%d/root%s", os.Getpid(), dir)); err != nil || len(left) > 0 {
 			t.Errorf("in the pool's directory meanwhile: %v, %v", left, err)
 		}
 		return &Mount{Target: target}, nil

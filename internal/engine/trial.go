@@ -45,14 +45,12 @@ const trialFile = "probe" // its name and its content
 
 // trialBytes makes a self-contained image of one file.
 func trialBytes(ctx context.Context) ([]byte, error) {
-	f, err := os.CreateTemp("", ".daxfs-trial-")
+	fd, err := unix.MemfdCreate("daxfs-trial", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err
 	}
+	f := os.NewFile(uintptr(fd), "daxfs-trial")
 	defer f.Close()
-	if err := os.Remove(f.Name()); err != nil {
-		return nil, err
-	}
 	b, err := mkdaxfs.NewBuilder(f, mkdaxfs.BuildOptions{})
 	if err != nil {
 		return nil, err
@@ -108,12 +106,9 @@ func onOwnThread(f func()) {
 	<-done
 }
 
+// tryHere is try in a namespace that nobody else is in.
 func (t *Trial) tryHere(mount func(src Source, target string) (*Mount, error)) (_ *Mount, err error) {
-	target, err := os.MkdirTemp("", ".daxfs-probe-")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, os.Remove(target)) }()
+	target := os.TempDir() // only this thread sees what is mounted there
 	m, err := mount(t.Source, target)
 	if err != nil {
 		return nil, err
