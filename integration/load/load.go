@@ -117,7 +117,7 @@ func (l *Load) do(ctx context.Context, sn snapshots.Snapshotter, op string, rnd 
 	img := l.images[rnd.IntN(len(l.images))]
 	switch op {
 	case "pull":
-		return l.pull(ctx, sn, img)
+		return l.pull(ctx, sn, img, rnd.IntN(3) == 0)
 	case "run":
 		if c := l.takeHeld(rnd); c != nil {
 			return l.end(ctx, sn, c)

@@ -15,8 +15,12 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// labelTarget on an unpack's Prepare asks for a layer by its chainID.
-const labelTarget = "containerd.io/snapshot.ref"
+// Labels of an unpack's snapshots: the layer's chainID, by which it is asked for,
+// and, where the parent is told only at Commit, that of the layer below.
+const (
+	labelTarget = "containerd.io/snapshot.ref"
+	labelParent = "containerd.io/snapshot/parent-chain-id"
+)
 
 // prefix is what containerd's metadata puts before keys: namespace and number.
 const prefix = "load/1/"
@@ -25,33 +29,80 @@ const prefix = "load/1/"
 func committed(chainID string) string { return prefix + chainID }
 
 // pull unpacks the layers of an image that are not there, as core/unpack of
-// containerd does.
-func (l *Load) pull(ctx context.Context, sn snapshots.Snapshotter, img *Image) error {
+// containerd does: one after the other, or, with parallel, all of them before the
+// first is committed, which is when they get their parents.
+func (l *Load) pull(ctx context.Context, sn snapshots.Snapshotter, img *Image, parallel bool) error {
+	var unpacked []*unpack
+	defer func() {
+		for _, u := range unpacked {
+			l.finished(u.key)
+		}
+	}()
 	parent := ""
 	for _, layer := range img.Layers {
-		name := committed(layer.ChainID)
-		if _, err := sn.Stat(ctx, name); errdefs.IsNotFound(err) {
-			if err := l.unpack(ctx, sn, layer, name, parent); err != nil {
-				return err
-			}
-		} else if err != nil {
+		u := &unpack{layer: layer, parent: parent, parallel: parallel}
+		parent = layer.ChainID
+		_, err := sn.Stat(ctx, committed(layer.ChainID))
+		if err == nil {
+			continue
+		}
+		if !errdefs.IsNotFound(err) {
 			return err
 		}
-		parent = name
+		u.key = l.key("extract", " "+layer.ChainID)
+		unpacked = append(unpacked, u)
+		if err := u.prepare(ctx, sn); err != nil {
+			return err
+		}
+		if !parallel {
+			if err := u.commit(ctx, sn); err != nil {
+				return err
+			}
+		}
+	}
+	for _, u := range unpacked {
+		if parallel {
+			if err := u.commit(ctx, sn); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
-func (l *Load) unpack(ctx context.Context, sn snapshots.Snapshotter, layer *Layer, name, parent string) error {
-	key := l.key("extract", " "+layer.ChainID)
-	defer l.finished(key)
-	labels := snapshots.WithLabels(map[string]string{labelTarget: layer.ChainID})
-	mounts, err := sn.Prepare(ctx, key, parent, labels)
-	if errdefs.IsAlreadyExists(err) {
-		return nil // from the pool
+// unpack is that of one layer.
+type unpack struct {
+	layer    *Layer
+	parent   string // chainID
+	parallel bool
+	key      string
+	there    bool // is committed: the pool had it
+}
+
+func (u *unpack) labels() snapshots.Opt {
+	labels := map[string]string{labelTarget: u.layer.ChainID}
+	if u.parallel && u.parent != "" {
+		labels[labelParent] = u.parent
+	}
+	return snapshots.WithLabels(labels)
+}
+
+// prepare makes the layer's snapshot and puts into it what the layer has, unless
+// the snapshotter says that it is there.
+func (u *unpack) prepare(ctx context.Context, sn snapshots.Snapshotter) error {
+	on := ""
+	if u.parent != "" && !u.parallel {
+		on = committed(u.parent)
+	}
+	mounts, err := sn.Prepare(ctx, u.key, on, u.labels())
+	if u.there = errdefs.IsAlreadyExists(err); u.there {
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("prepare layer: %w", err)
+	}
+	if u.parallel && mounts[0].ReadOnly() {
+		return nil
 	}
 	upper := ""
 	for _, o := range mounts[0].Options {
@@ -62,12 +113,23 @@ func (l *Load) unpack(ctx context.Context, sn snapshots.Snapshotter, layer *Laye
 	if mounts[0].Type != "overlay" || upper == "" {
 		return fmt.Errorf("mounts to unpack a layer into are %+v: %w", mounts, ErrWrong)
 	}
-	if _, err := archive.Apply(ctx, upper, bytes.NewReader(layer.Tar), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout)); err != nil {
+	if _, err := archive.Apply(ctx, upper, bytes.NewReader(u.layer.Tar), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout)); err != nil {
 		return fmt.Errorf("unpack layer: %w", err)
 	}
-	err = sn.Commit(ctx, name, key, labels)
+	return nil
+}
+
+func (u *unpack) commit(ctx context.Context, sn snapshots.Snapshotter) error {
+	if u.there {
+		return nil
+	}
+	opts := []snapshots.Opt{u.labels()}
+	if u.parallel && u.parent != "" {
+		opts = append(opts, snapshots.WithParent(committed(u.parent)))
+	}
+	err := sn.Commit(ctx, committed(u.layer.ChainID), u.key, opts...)
 	if errdefs.IsAlreadyExists(err) {
-		return sn.Remove(ctx, key)
+		return sn.Remove(ctx, u.key)
 	}
 	return err
 }
