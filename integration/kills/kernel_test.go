@@ -32,6 +32,7 @@ type kernel struct {
 	scene  *scene
 	name   string
 	role   string // in the configuration
+	keeps  bool   // as an owner, what nobody needs
 	boots  int    // directories so far
 	load   *load.Load
 	daemon *daemon
@@ -62,23 +63,34 @@ func (k *kernel) log() string    { return filepath.Join(k.scene.dir, k.name+".lo
 func (k *kernel) boot() {
 	k.t.Helper()
 	k.boots++
-	var err error
-	if err = os.Mkdir(k.dir(), 0o700); err == nil {
+	err := os.Mkdir(k.dir(), 0o700)
+	if err == nil {
 		k.load, err = load.New(filepath.Join(k.dir(), "containers"), k.scene.images)
 	}
-	if err == nil {
-		err = os.WriteFile(filepath.Join(k.dir(), "config.toml"), fmt.Appendf(nil, `root = %q
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.configure(k.keeps)
+}
+
+// configure writes the configuration of the next daemon. keep lets it keep what
+// no snapshot needs, up to marks that the images exceed.
+func (k *kernel) configure(keep bool) {
+	k.t.Helper()
+	err := os.WriteFile(filepath.Join(k.dir(), "config.toml"), fmt.Appendf(nil, `root = %q
 address = %q
 [pool]
 path = %q
 max_size = "48MiB"
+keep_unused = %v
+high_watermark = 20
+low_watermark = 10
 [share]
 role = %q
 ask_timeout = "3s"
 [engine]
 order = ["erofs"]
-`, k.root(), k.socket(), k.scene.pool, k.role), 0o600)
-	}
+`, k.root(), k.socket(), k.scene.pool, keep, k.role), 0o600)
 	if err != nil {
 		k.t.Fatal(err)
 	}

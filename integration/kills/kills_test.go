@@ -109,7 +109,7 @@ func newScene(t *testing.T, seed uint64) *scene {
 		}
 		disarm()
 	})
-	for _, k := range []*kernel{{name: "a", role: "auto"}, {name: "b", role: "auto"}, {name: "c", role: "reader"}} {
+	for _, k := range []*kernel{{name: "a", role: "auto"}, {name: "b", role: "auto", keeps: true}, {name: "c", role: "reader"}} {
 		k.t, k.scene, k.changed, k.stop = t, s, make(chan struct{}), func() {}
 		k.boot()
 		k.start()
@@ -336,8 +336,10 @@ func (s *scene) release() {
 			poolcheck.Empty(t, filepath.Join(k.root(), "pool.daxfs"))
 		}
 	}
-	// What the owner had made for others stays for a minute, or until it ends.
+	// What the owner had made for others stays for a minute, or until it ends,
+	// and what it keeps on purpose for longer.
 	s.owner.end(syscall.SIGTERM)
+	s.owner.configure(false)
 	s.owner.start()
 	if err := s.owner.load.Release(ctx, s.owner.sn); err != nil {
 		t.Fatalf("release %s: %v", s.owner.name, err)
