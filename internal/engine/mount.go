@@ -120,8 +120,17 @@ func superblocks() []string {
 	return out
 }
 
-// Superblocks is how many superblocks of images this kernel has.
-func Superblocks() int { return len(superblocks()) }
+// Ending returns what tells, after the image on target was unmounted, whether the
+// kernel has let go of it. Which superblock is that of an EROFS on a file cannot
+// be told: the next one that ends is taken for it.
+func Ending(target string) (gone func() bool) {
+	m := (&Mount{Target: target}).on(mountedSuperblock(target))
+	if len(m.Superblocks) > 0 {
+		return m.Gone
+	}
+	before := len(superblocks())
+	return func() bool { return len(superblocks()) < before }
+}
 
 // mountedSuperblock names the superblock of the image that is mounted at target,
 // or nothing where that cannot be told: EROFS on a file.
