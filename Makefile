@@ -18,11 +18,15 @@ test:
 	go vet ./...
 	DAXFS_TEST_REQUIRE=root,containerd,tools script/with-cgroups.sh go test -timeout 25m ./...
 	DAXFS_TEST_REQUIRE=root,tools,vm go test -short -timeout 25m ./integration/vm/...
+	DAXFS_TEST_REQUIRE=root,tools,vm go test -short -run InGuest ./daxmem
 
-# Real kernels in QEMU, several at once on one memory, with our module.
+# Real kernels in QEMU, several at once on one memory, with our module. Then what
+# ends at any moment: daemons, and a guest at each step of the protocol.
 lab:
 	script/setup.sh
-	DAXFS_TEST_REQUIRE=root,tools,vm go test -timeout 120m -v ./integration/vm/...
+	DAXFS_TEST_REQUIRE=root,tools,vm go test -timeout 150m -v ./integration/vm/...
+	DAXFS_TEST_REQUIRE=root,tools,vm go test -timeout 30m -v -run InGuest ./daxmem
+	DAXFS_TEST_REQUIRE=root,tools DAXFS_KILLS=1000 go test -timeout 60m -v ./integration/kills
 
 # What docs/benchmarks.md says of memory and speed; takes the machine for 20
 # minutes. Fails if a target is missed.

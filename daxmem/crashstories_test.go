@@ -16,10 +16,11 @@ import (
 
 // The crash test kills a real process at each step of crashTable. The process is
 // this test binary again, on a pool in shared memory, as a kernel of its own:
-// it opens the file without the lock that holds within one kernel.
+// it opens the file without the lock that holds within one kernel. Or it is in a
+// guest, which ends with it: crashguest_test.go.
 
 const (
-	crashEnv = "DAXMEM_CRASH" // story|step|path of the pool
+	crashEnv = "DAXMEM_CRASH" // story|step|location of the pool
 
 	makerKernel  = 1 // has made the pool; in some stories it owns it still
 	childKernel  = 3
@@ -44,9 +45,7 @@ func TestCrashChild(t *testing.T) {
 	armed := false
 	step = func(name string) {
 		if armed && name == at {
-			if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
-				panic(err)
-			}
+			die()
 			select {}
 		}
 	}
@@ -159,6 +158,17 @@ func TestCrashChild(t *testing.T) {
 	t.Fatalf("%s: came to its end without %q", args[0], at)
 }
 
+// die ends this process, or the guest that it is in, at once.
+func die() {
+	kill := func() error { return syscall.Kill(os.Getpid(), syscall.SIGKILL) }
+	if os.Getenv(inGuestEnv) != "" {
+		kill = func() error { return os.WriteFile("/proc/sysrq-trigger", []byte("b"), 0) }
+	}
+	if err := kill(); err != nil {
+		panic(err)
+	}
+}
+
 // failingWindow has an index that cannot be written.
 type failingWindow struct{ Window }
 
@@ -172,8 +182,11 @@ func bootOfKernel(n byte) [16]byte {
 	return id
 }
 
-// dies runs a story until it is killed at a step.
-func dies(t *testing.T, story, at, path string) {
+// dies runs a story on the pool in a file until it is killed at a step.
+type dies func(t *testing.T, story, at, path string)
+
+// processDies: the story is a process's.
+func processDies(t *testing.T, story, at, path string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(bg, 60*time.Second)
 	defer cancel()
@@ -296,12 +309,12 @@ var (
 func TestCrashTable(t *testing.T) {
 	for _, row := range crashTable {
 		for _, c := range row.steps {
-			t.Run(fmt.Sprintf("%s/%s/%s", row.table, row.row, c.step), func(t *testing.T) { crashAt(t, c) })
+			t.Run(fmt.Sprintf("%s/%s/%s", row.table, row.row, c.step), func(t *testing.T) { crashAt(t, c, processDies) })
 		}
 	}
 }
 
-func crashAt(t *testing.T, c crashStep) {
+func crashAt(t *testing.T, c crashStep, die dies) {
 	s := newScene(t, c.story)
 	bad := map[string]bool{} // layers that have to be quarantined
 	var asked chan error
@@ -339,7 +352,7 @@ func crashAt(t *testing.T, c crashStep) {
 			t.Fatal(err)
 		}
 	}
-	dies(t, c.story, c.step, s.path)
+	die(t, c.story, c.step, s.path)
 	s.checkReadOnly(bad)
 	if s.owner == nil {
 		s.sameKernel(c, bad)

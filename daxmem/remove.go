@@ -3,6 +3,7 @@ package daxmem
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -316,14 +317,18 @@ func (p *Pool) Collect(ctx context.Context, live func(kind Kind, key [32]byte) b
 	if dryRun {
 		return rep, nil
 	}
-	for i, c := range rep.Removed { // what needs others comes first
-		if err := p.removeLocked(p.slots[c.Slot]); err != nil {
-			for _, not := range rep.Removed[i:] {
-				rep.Bytes -= not.Bytes
-			}
-			rep.Removed = rep.Removed[:i]
+	found := rep.Removed
+	rep.Removed, rep.Bytes = nil, 0
+	for _, c := range found { // what needs others comes first
+		err := p.removeLocked(p.slots[c.Slot])
+		if errors.Is(err, ErrInUse) {
+			continue // pinned by another kernel in this moment, or needed by what was
+		}
+		if err != nil {
 			return rep, fmt.Errorf("collect %s: %w", c.Name(), err)
 		}
+		rep.Removed = append(rep.Removed, c)
+		rep.Bytes += c.Bytes
 	}
 	return rep, nil
 }

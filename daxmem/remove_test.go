@@ -3,6 +3,7 @@ package daxmem
 import (
 	"errors"
 	"reflect"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -83,4 +84,39 @@ func TestCollect(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustEmpty(t, p)
+}
+
+// What another kernel pins while the owner collects stays, with what it needs,
+// and nothing else does.
+func TestCollectBesidePin(t *testing.T) {
+	p := newShared(t, 64*mib, manual)
+	r := p.attach(t, asKernel(1))
+	for i, name := range []string{"pinned", "other"} {
+		addLayer(t, p.Pool, name, randomBytes(uint64(i), 5000))
+		addImage(t, p.Pool, "i"+name, name)
+	}
+	pin := sync.OnceFunc(func() {
+		_, unpin, err := r.Pin(KindImage, key("ipinned"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(unpin)
+	})
+	rep, err := p.Collect(bg, func(kind Kind, _ [32]byte) bool {
+		if kind == KindLayer { // the images have been looked at by now
+			pin()
+		}
+		return false
+	}, false)
+	if err != nil || len(rep.Removed) != 2 {
+		t.Fatalf("collect: %+v, %v, want what is not pinned", rep, err)
+	}
+	for name, there := range map[string]bool{"pinned": true, "other": false} {
+		_, err := p.Image(key("i" + name))
+		_, lerr := p.Layer(key(name))
+		if there != (err == nil) || there != (lerr == nil) {
+			t.Errorf("%s: image %v, layer %v, want there %v", name, err, lerr, there)
+		}
+	}
+	mustCheck(t, p.Pool)
 }

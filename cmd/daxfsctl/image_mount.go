@@ -131,11 +131,11 @@ func imageUnmount(c *cli.Context) error {
 	if !engine.Mounted(dir) {
 		return fmt.Errorf("%s: no image is mounted there: %w", escape(dir), errdefs.ErrFailedPrecondition)
 	}
-	before := engine.Superblocks()
+	gone := engine.Ending(dir)
 	if err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); err != nil {
 		return fmt.Errorf("unmount %s: %w", escape(dir), err)
 	}
-	kept, err := unpinMount(c.Context, cfg, dir, before)
+	kept, err := unpinMount(c.Context, cfg, dir, gone)
 	if err != nil {
 		return err
 	}

@@ -6,9 +6,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/daxfs/containerd-daxfs/internal/engine"
 	"github.com/daxfs/containerd-daxfs/internal/testutil"
 )
 
@@ -81,6 +83,41 @@ func TestImageMount(t *testing.T) {
 	}
 	wants(t, s.good("image", "cat", "--offset", "12288", file, "link"), "linked")
 	s.good("image", "unmount", dir)
+}
+
+// An image that an overlay still uses stays pinned, whatever else is unmounted in
+// the moment in which it would be free.
+func TestImageUnmountBesideOthers(t *testing.T) {
+	t.Setenv("TMPDIR", "/dev/shm") // where images are mounted through loop devices
+	s := newSite(t)
+	s.run("c", appName())
+	var ls poolLsJSON
+	s.json(0, &ls, "pool", "ls")
+	image := ""
+	for _, r := range ls.Records {
+		if r.Kind == "image" {
+			image = "pool:" + r.Key
+		}
+	}
+	file := filepath.Join(t.TempDir(), "image")
+	if err := writeSample(file, false); err != nil {
+		t.Fatal(err)
+	}
+	dir, other, root := mountPoint(t), mountPoint(t), mountPoint(t)
+	s.good("image", "mount", image, dir)
+	s.good("image", "mount", "--engine", "erofs", file, other)
+	if err := unix.Mount("overlay", root, "overlay", 0, "lowerdir="+dir+":"+t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for engine.Mounted(dir) {
+			time.Sleep(time.Millisecond)
+		}
+		_ = unix.Unmount(other, 0)
+	}()
+	if _, errOut, code := s.ctl("image", "unmount", dir); code != 1 || !strings.Contains(errOut, "stays pinned") {
+		t.Errorf("status %d, %q: the overlay still uses it", code, errOut)
+	}
 }
 
 func TestImageMountRefuses(t *testing.T) {

@@ -9,7 +9,6 @@ import (
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/config"
-	"github.com/daxfs/containerd-daxfs/internal/engine"
 )
 
 // mountSeat attaches to the pool as the holder of what is mounted on dir: such a
@@ -48,8 +47,9 @@ func pinForMount(ctx context.Context, cfg *config.Config, rec *daxmem.Record, di
 const unmountWait = 2 * time.Second
 
 // unpinMount gives up the seat of what was mounted on dir, if it has one. The
-// kernel may still have the image: then the pin stays, and kept says which seat.
-func unpinMount(ctx context.Context, cfg *config.Config, dir string, before int) (kept *daxmem.Seat, err error) {
+// kernel may still have the image, as long as gone says no: then the pin stays,
+// and kept says which seat.
+func unpinMount(ctx context.Context, cfg *config.Config, dir string, gone func() bool) (kept *daxmem.Seat, err error) {
 	seats, err := poolSeats(ctx, cfg)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, daxmem.ErrNotPool) {
 		return nil, nil // the image was not of this pool
@@ -65,7 +65,7 @@ func unpinMount(ctx context.Context, cfg *config.Config, dir string, before int)
 		if s.Holder != daxmem.HolderName(host+":"+dir) {
 			continue
 		}
-		for deadline := time.Now().Add(unmountWait); engine.Superblocks() >= before; time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(unmountWait); !gone(); time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				return s, nil
 			}

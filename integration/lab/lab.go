@@ -94,7 +94,7 @@ func New(t testing.TB, c Config) *Lab {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	disarm := l.watch()
+	disarm := l.built.Watch(t, l.Dir)
 	// Cleanups run last first: whatever is registered later still finds containerd.
 	t.Cleanup(func() {
 		l.close()
@@ -148,19 +148,20 @@ func (l *Lab) mountMemory() {
 // Socket is our daemon's address.
 func (l *Lab) Socket() string { return l.path("daxfs.sock") }
 
-// watch starts the sweeper, which cleans up if this process dies before it
-// could. The function it returns ends it.
-func (l *Lab) watch() func() {
-	cmd := exec.Command(l.built.Sweep)
-	cmd.Env = append(os.Environ(), "LAB_DIR="+l.Dir)
+// Watch starts the sweeper, which cleans up what a lab has in dir if this
+// process dies before it could. The function it returns ends it.
+func (b *Built) Watch(t testing.TB, dir string) func() {
+	t.Helper()
+	cmd := exec.Command(b.Sweep)
+	cmd.Env = append(os.Environ(), "LAB_DIR="+dir)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return func() {
 		in.Close()

@@ -2,12 +2,15 @@ package lab
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/daxfs/containerd-daxfs/internal/testutil"
 )
@@ -66,6 +69,11 @@ var build = sync.OnceValues(func() (*Built, error) {
 	default:
 		b.Daemon = d
 	}
+	unlock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if err := goBuild(os.Environ(), append([]string{"-o", dir + "/"}, packages...)...); err != nil {
 		return nil, err
 	}
@@ -88,6 +96,24 @@ func Build(t testing.TB) *Built {
 // Standin reports whether the daemon under test is the stand-in, which has no
 // pool and no image mounts.
 func Standin() bool { return os.Getenv(DaemonEnv) == "standin" }
+
+// lockDir keeps other test binaries, which "go test" runs at the same time, from
+// building into the same directory. What they run from there is not written
+// again: it is up to date.
+func lockDir(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return func() { f.Close() }, nil
+}
 
 func goBuild(env []string, args ...string) error {
 	cmd := exec.Command("go", append([]string{"build"}, args...)...)

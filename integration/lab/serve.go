@@ -26,7 +26,7 @@ func (b *Built) Serve(t testing.TB, root string) (snapshots.Snapshotter, func() 
 	if err := os.Mkdir(l.path("tmp"), 0o700); err != nil {
 		return nil, nil, err
 	}
-	disarm := l.watch()
+	disarm := b.Watch(t, root)
 	l.writeConfigs()
 	l.StartDaemon()
 	conn, err := grpc.NewClient("unix://"+l.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -71,8 +71,7 @@ func (e *Daxfs) Mount(_ context.Context, src Source, target string) (*Mount, err
 	if err := mountNew("daxfs", options, target); err != nil {
 		return nil, fmt.Errorf("mount %v on %s with daxfs: %w", src, target, err)
 	}
-	m.Superblocks = daxfsSuperblock(target)
-	return m, nil
+	return m.on(daxfsSuperblock(target)), nil
 }
 
 // daxfsSuperblock names the superblock that is mounted at target. Its name is

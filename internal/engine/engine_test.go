@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -74,6 +75,45 @@ func TestMethods(t *testing.T) {
 	}
 	if worked < 3 {
 		t.Errorf("only %d methods worked", worked)
+	}
+}
+
+// A device that becomes free while an image is mounted is the image's, under a
+// name that was there before; and what others mount meanwhile is not.
+func TestSuperblockBesideOthers(t *testing.T) {
+	testutil.Root(t)
+	trial, err := trialBeside(filepath.Join(t.TempDir(), "image"))(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer trial.Close()
+	mounted := func(target string) {
+		t.Helper()
+		if err := mountLoop(trial.Source, target, false); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) })
+	}
+	earlier, other, target := t.TempDir(), t.TempDir(), t.TempDir()
+	mounted(earlier)
+	m, err := (&method{mount: func(src Source, target string) error {
+		if err := unix.Unmount(earlier, 0); err != nil {
+			return err
+		}
+		mounted(target)
+		mounted(other)
+		return nil
+	}}).attempt(trial.Source, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(target, &st); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("%s/loop%d", sysErofs, unix.Minor(st.Dev))
+	if len(m.Superblocks) != 1 || m.Superblocks[0] != want {
+		t.Errorf("superblocks %v, want %s", m.Superblocks, want)
 	}
 }
 
@@ -197,6 +237,71 @@ func TestTrialFails(t *testing.T) {
 	}
 }
 
+// A daemon that is killed during a trial leaves nothing: its mount is nowhere
+// but in the thread that tries it.
+func TestTrialIsNotSeen(t *testing.T) {
+	testutil.Root(t)
+	dir := t.TempDir()
+	trial, err := trialBeside(filepath.Join(dir, "image"))(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer trial.Close()
+	_, err = trial.try(func(src Source, target string) (*Mount, error) {
+		if err := mountLoop(src, target, false); err != nil {
+			return nil, err
+		}
+		here, err := os.ReadFile("/proc/thread-self/mountinfo")
+		if err != nil {
+			return nil, err
+		}
+		outside, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", os.Getpid()))
+		if err != nil {
+			return nil, err
+		}
+		trial := " " + target + " ro,"
+		if !strings.Contains(string(here), trial) || strings.Contains(string(outside), trial) {
+			t.Errorf("%s is mounted for all to see, or not at all", target)
+		}
+		if left, err := os.ReadDir(fmt.Sprintf("/proc/%d/root%s", os.Getpid(), dir)); err != nil || len(left) > 0 {
+			t.Errorf("in the pool's directory meanwhile: %v, %v", left, err)
+		}
+		return &Mount{Target: target}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A mount that a killed daemon has not written down is found out at its end.
+func TestUnmountUnnamed(t *testing.T) {
+	testutil.Root(t)
+	trial, err := trialBeside(filepath.Join(t.TempDir(), "image"))(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer trial.Close()
+	target := t.TempDir()
+	if err := mountLoop(trial.Source, target, false); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(filepath.Join(target, trialFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Mount{Target: target}
+	if err := Unmount(m); err != nil {
+		t.Fatal(err)
+	}
+	if m.Gone() || len(m.Superblocks) != 1 {
+		t.Errorf("gone %v while a file is open, superblocks %v", m.Gone(), m.Superblocks)
+	}
+	f.Close()
+	if !m.Gone() {
+		t.Errorf("superblock is there after the last user: %v", m.Superblocks)
+	}
+}
+
 // Gone follows the directories of the superblocks that may be the mount's.
 func TestGone(t *testing.T) {
 	sb := filepath.Join(t.TempDir(), "0:45.1234")
@@ -215,6 +320,23 @@ func TestGone(t *testing.T) {
 	}
 	if (&Mount{}).Gone() {
 		t.Error("a mount of unknown superblock is gone")
+	}
+	// Another one that has its name by now.
+	next := filepath.Join(t.TempDir(), "next")
+	for _, dir := range []string{sb, next} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.on([]string{sb})
+	if m.Gone() {
+		t.Error("gone while the directory that was seen is there")
+	}
+	if err := unix.Rename(next, sb); err != nil {
+		t.Fatal(err)
+	}
+	if !m.Gone() {
+		t.Error("another superblock of the same name is taken for it")
 	}
 	// As a daemon that knew EROFS only wrote it.
 	old := Mount{Superblocks: []string{"features"}}

@@ -131,7 +131,7 @@ func (m *method) attempt(src Source, target string) (*Mount, error) {
 	if err := m.mount(src, target); err != nil {
 		return nil, err
 	}
-	return &Mount{Engine: "erofs", Method: m.name, Target: target, Superblocks: newSuperblocks(before)}, nil
+	return (&Mount{Engine: "erofs", Method: m.name, Target: target}).on(erofsSuperblocks(target, before)), nil
 }
 
 // Mount mounts src by the method that Probe found; without a probe, by the
@@ -159,24 +159,27 @@ func (e *Erofs) Mount(_ context.Context, src Source, target string) (*Mount, err
 
 const trialOffset = 3 * disk.BlockSize
 
-// trialBeside returns what makes trials in a file of its own beside path.
+// trialBeside returns what makes trials in a file of its own beside path, which
+// has no name, so that nothing is left of it when this process is killed.
 func trialBeside(path string) func(context.Context) (*Trial, error) {
 	return func(ctx context.Context) (*Trial, error) {
 		b, err := trialBytes(ctx)
 		if err != nil {
 			return nil, err
 		}
-		tmp, err := os.MkdirTemp(filepath.Dir(path), ".probe-")
+		f, err := os.CreateTemp(filepath.Dir(path), ".probe-")
 		if err != nil {
 			return nil, err
 		}
-		file := filepath.Join(tmp, "image")
-		if err := os.WriteFile(file, append(make([]byte, trialOffset), b...), 0o600); err != nil {
-			return nil, errors.Join(err, os.RemoveAll(tmp))
+		if err = os.Remove(f.Name()); err == nil {
+			_, err = f.WriteAt(b, trialOffset)
+		}
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
 		}
 		return &Trial{
-			Source: Source{File(file), trialOffset, int64(len(b))}, Own: true,
-			Close: func() { _ = os.RemoveAll(tmp) }, // a leftover is hidden and small
+			Source: Source{File(fmt.Sprintf("/proc/self/fd/%d", f.Fd())), trialOffset, int64(len(b))}, Own: true,
+			Close: func() { _ = f.Close() }, // nothing is left to go wrong
 		}, nil
 	}
 }

@@ -98,7 +98,7 @@ func (e *ErofsDax) mount(src Source, target string) (*Mount, error) {
 	if err := verifyDax(target); err != nil {
 		return nil, errors.Join(err, unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
 	}
-	return &Mount{Engine: e.Name(), Method: "dm-linear", Target: target, Superblocks: newSuperblocks(before)}, nil
+	return (&Mount{Engine: e.Name(), Method: "dm-linear", Target: target}).on(erofsSuperblocks(target, before)), nil
 }
 
 // verifyDax reports whether the mount at target has DAX, which the kernel drops

@@ -22,8 +22,29 @@ type Mount struct {
 	// below /sys/fs/erofs. As long as it is there, the kernel may read the
 	// image, whatever became of the mount point. It can be empty: unknown.
 	Superblocks []string `json:"superblocks,omitempty"`
+	// Inodes are those of the directories. EROFS gives a superblock the name of
+	// its device, which another one may have later.
+	Inodes []uint64 `json:"inodes,omitempty"`
 
 	ended bool // seen to end with its unmount
+}
+
+// on says which superblocks may be the mount's.
+func (m *Mount) on(superblocks []string) *Mount {
+	m.Superblocks, m.Inodes = superblocks, nil
+	for _, s := range superblocks {
+		m.Inodes = append(m.Inodes, inode(s))
+	}
+	return m
+}
+
+// inode is a directory's, or 0 if there is none.
+func inode(path string) uint64 {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) != nil {
+		return 0
+	}
+	return st.Ino
 }
 
 // daxfsMagic is f_type of daxfs in statfs(2).
@@ -39,6 +60,10 @@ func Mounted(path string) bool {
 // is in use. Gone tells when the kernel is done with it.
 func Unmount(m *Mount) error {
 	before := superblocks()
+	if len(m.Superblocks) == 0 {
+		// Its daemon was killed before it could write the name down.
+		m.on(mountedSuperblock(m.Target))
+	}
 	if err := unix.Unmount(m.Target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 			return nil // not mounted
@@ -58,11 +83,12 @@ func (m *Mount) Gone() bool {
 	if m.ended || len(m.Superblocks) == 0 {
 		return m.ended
 	}
-	for _, s := range m.Superblocks {
+	for i, s := range m.Superblocks {
 		if !strings.Contains(s, "/") {
 			s = filepath.Join(sysErofs, s)
 		}
-		if _, err := os.Lstat(s); err == nil {
+		now := inode(s)
+		if now != 0 && (i >= len(m.Inodes) || m.Inodes[i] == 0 || m.Inodes[i] == now) {
 			return false
 		}
 	}
@@ -94,11 +120,44 @@ func superblocks() []string {
 	return out
 }
 
-// Superblocks is how many superblocks of images this kernel has.
-func Superblocks() int { return len(superblocks()) }
+// Ending returns what tells, after the image on target was unmounted, whether the
+// kernel has let go of it. Which superblock is that of an EROFS on a file cannot
+// be told: the next one that ends is taken for it.
+func Ending(target string) (gone func() bool) {
+	m := (&Mount{Target: target}).on(mountedSuperblock(target))
+	if len(m.Superblocks) > 0 {
+		return m.Gone
+	}
+	before := len(superblocks())
+	return func() bool { return len(superblocks()) < before }
+}
 
-// newSuperblocks lists the superblocks that were not there before.
-func newSuperblocks(before []string) []string {
+// mountedSuperblock names the superblock of the image that is mounted at target,
+// or nothing where that cannot be told: EROFS on a file.
+func mountedSuperblock(target string) []string {
+	var st unix.Stat_t
+	switch {
+	case !Mounted(target) || unix.Stat(target, &st) != nil:
+		return nil
+	case unix.Major(st.Dev) == 0:
+		return daxfsSuperblock(target)
+	}
+	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if err != nil {
+		return nil
+	}
+	return []string{filepath.Join(sysErofs, filepath.Base(device))}
+}
+
+// erofsSuperblocks names the superblock of an EROFS that was mounted at target.
+// On a device it has the device's name, which a superblock that ended meanwhile
+// may have had before: what is new in sysfs does not tell. On a file its name is
+// not to be had, and never used twice: it is one of those that were not there
+// before, some of which other processes may have mounted.
+func erofsSuperblocks(target string, before []string) []string {
+	if named := mountedSuperblock(target); named != nil {
+		return named
+	}
 	return slices.DeleteFunc(superblocks(), func(s string) bool { return slices.Contains(before, s) })
 }
 

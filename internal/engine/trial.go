@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -44,14 +45,12 @@ const trialFile = "probe" // its name and its content
 
 // trialBytes makes a self-contained image of one file.
 func trialBytes(ctx context.Context) ([]byte, error) {
-	f, err := os.CreateTemp("", ".daxfs-trial-")
+	fd, err := unix.MemfdCreate("daxfs-trial", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err
 	}
+	f := os.NewFile(uintptr(fd), "daxfs-trial")
 	defer f.Close()
-	if err := os.Remove(f.Name()); err != nil {
-		return nil, err
-	}
 	b, err := mkdaxfs.NewBuilder(f, mkdaxfs.BuildOptions{})
 	if err != nil {
 		return nil, err
@@ -72,13 +71,44 @@ func trialBytes(ctx context.Context) ([]byte, error) {
 }
 
 // try mounts a trial, reads from it, and unmounts it again. The mount says how
-// it was done.
-func (t *Trial) try(mount func(src Source, target string) (*Mount, error)) (_ *Mount, err error) {
-	target, err := os.MkdirTemp("", ".daxfs-probe-")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, os.Remove(target)) }()
+// it was done. It is in a mount namespace of its own: when this process is
+// killed half way, the mount ends with it.
+func (t *Trial) try(mount func(src Source, target string) (*Mount, error)) (m *Mount, err error) {
+	onOwnThread(func() {
+		if err = unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			err = fmt.Errorf("make a mount namespace: %w", err)
+			return
+		}
+		// Mounts here are not seen outside; what is unmounted there is here too.
+		if err = unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+			err = fmt.Errorf("make mounts private: %w", err)
+			return
+		}
+		m, err = t.tryHere(mount)
+	})
+	return m, err
+}
+
+// onOwnThread runs f on a thread that ends with it.
+func onOwnThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread does not end. While it waits here, f gets another.
+			defer runtime.UnlockOSThread()
+			onOwnThread(f)
+			return
+		}
+		f()
+	}()
+	<-done
+}
+
+// tryHere is try in a namespace that nobody else is in.
+func (t *Trial) tryHere(mount func(src Source, target string) (*Mount, error)) (_ *Mount, err error) {
+	target := os.TempDir() // only this thread sees what is mounted there
 	m, err := mount(t.Source, target)
 	if err != nil {
 		return nil, err
