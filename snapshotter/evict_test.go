@@ -399,3 +399,28 @@ func TestKeepRefused(t *testing.T) {
 }
 
 var _ snapshots.Snapshotter = (*keeper)(nil)
+
+// Of removals at the same time the last one to be done leaves nothing, though each
+// may find another collecting.
+func TestRemoveAtOnce(t *testing.T) {
+	k := newKeeper(t, 64*mib, snapshotter.Keep{})
+	for round := range 20 {
+		var names []string
+		for i := range 6 {
+			n, _ := k.pull(fmt.Sprint(round, "-", i), 4096)
+			names = append(names, n)
+		}
+		var wg sync.WaitGroup
+		for _, n := range names {
+			wg.Go(func() {
+				if err := k.Remove(ctx, n); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if left := append(k.pool.Records(), k.pool.Chains()...); len(left) > 0 {
+			t.Fatalf("round %d: %d records left", round, len(left))
+		}
+	}
+}

@@ -65,11 +65,15 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	defer s.collecting.Unlock()
-	if err := s.cleanDirectories(ctx); err != nil {
-		return err
+	err := s.cleanDirectories(ctx)
+	if err == nil {
+		err = s.collect(ctx)
 	}
-	return s.collect(ctx)
+	s.collecting.Unlock()
+	if s.pending.Load() {
+		s.tryCollect(ctx) // a removal found this in its way
+	}
+	return err
 }
 
 // released ends a call that held collecting shared, and makes up for a
@@ -81,15 +85,17 @@ func (s *Snapshotter) released(ctx context.Context) {
 	}
 }
 
-// tryCollect collects now, or leaves it to the calls that are in the way.
+// tryCollect collects now, or leaves it to the calls that are in the way. One of
+// them may be a collection that has looked already: it looks again.
 func (s *Snapshotter) tryCollect(ctx context.Context) {
-	if !s.collecting.TryLock() {
-		s.pending.Store(true)
-		return
-	}
-	defer s.collecting.Unlock()
-	if err := s.collect(ctx); err != nil {
-		log.G(ctx).WithError(err).Warn("free unused layers and images")
+	s.pending.Store(true)
+	for s.pending.Load() && s.collecting.TryLock() {
+		err := s.collect(ctx)
+		s.collecting.Unlock()
+		if err != nil {
+			log.G(ctx).WithError(err).Warn("free unused layers and images")
+			return
+		}
 	}
 }
 

@@ -1,14 +1,20 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/daxfs/containerd-daxfs/integration/lab/sweep"
 )
@@ -128,6 +134,20 @@ func (l *Lab) Collect() {
 	}
 	if err != nil {
 		l.t.Fatalf("collect garbage: %v", err)
+	}
+}
+
+// Cleanup has the daemon free what nothing needs, as containerd does at the end
+// of a collection that has removed snapshots.
+func (l *Lab) Cleanup(ctx context.Context) {
+	l.t.Helper()
+	conn, err := grpc.NewClient("unix://"+l.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), Daxfs).(snapshots.Cleaner).Cleanup(ctx); err != nil {
+		l.t.Fatalf("clean up: %v", err)
 	}
 }
 
