@@ -49,8 +49,12 @@ func (l *Load) verify(c *container, program bool) error {
 		n.Bytes += size
 	}
 	for _, path := range c.img.Gone {
-		if _, err := os.Lstat(filepath.Join(c.root, path)); !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("%s of %s, which a layer removes: %v: %w", path, c.img.Name, err, ErrWrong)
+		_, err := os.Lstat(filepath.Join(c.root, path))
+		if err == nil {
+			return fmt.Errorf("%s of %s is there, and a layer removes it: %w", path, c.img.Name, ErrWrong)
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return err
 		}
 	}
 	if program {
@@ -92,8 +96,11 @@ func (c *container) runProgram() error {
 	cmd.Args[0], cmd.Dir = "testprog", "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: c.root}
 	out, err := cmd.CombinedOutput()
-	if err != nil || string(out) != want.String() {
-		return fmt.Errorf("program of %s in %s: %v, it says\n%s\nwant\n%s: %w", c.img.Name, c.root, err, out, want.String(), ErrWrong)
+	if err != nil {
+		return fmt.Errorf("program of %s in %s: %w: %s: %w", c.img.Name, c.root, err, out, ErrWrong)
+	}
+	if string(out) != want.String() {
+		return fmt.Errorf("program of %s in %s says\n%s\nwant\n%s: %w", c.img.Name, c.root, out, want.String(), ErrWrong)
 	}
 	return nil
 }
