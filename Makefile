@@ -24,8 +24,8 @@ lab:
 	script/setup.sh
 	DAXFS_TEST_REQUIRE=root,tools,vm go test -timeout 120m -v ./integration/vm/...
 
-# What docs/benchmarks.md says of memory and speed; takes the machine for 20
-# minutes. Fails if a target is missed.
+# What docs/benchmarks.md says of memory, speed and import; takes the machine for half
+# an hour. Fails if a target is missed.
 proof:
 	script/setup.sh
 	go run ./integration/vm/proof -check
