@@ -28,8 +28,8 @@ lab:
 	DAXFS_TEST_REQUIRE=root,tools,vm go test -timeout 30m -v -run InGuest ./daxmem
 	DAXFS_TEST_REQUIRE=root,tools DAXFS_KILLS=1000 go test -timeout 60m -v ./integration/kills
 
-# What docs/benchmarks.md says of memory and speed; takes the machine for 20
-# minutes. Fails if a target is missed.
+# What docs/benchmarks.md says of memory, speed and import; takes the machine for half
+# an hour. Fails if a target is missed.
 proof:
 	script/setup.sh
 	go run ./integration/vm/proof -check

@@ -83,8 +83,12 @@ func (p *transferReport) write(w *bytes.Buffer, where string) {
 
 func (p *transferReport) writeSet(w *bytes.Buffer, where string, set protocol.FileSet) {
 	first := p.transfers[transferKey{protocol.PlainMemory, set.Name, protocol.Copy}]
-	fmt.Fprintf(w, "\n%s (Linux %s), %d files of %d to %d KiB, %d MiB, n = %d. Plain memory:\n\n", where, p.kernel,
-		first[0].Files, set.Least>>10, set.Most>>10, first[0].Bytes>>20, len(first))
+	sizes := fmt.Sprintf("%d to %d KiB", set.Least>>10, set.Most>>10)
+	if set.Least == set.Most {
+		sizes = fmt.Sprintf("%d MiB", set.Least>>20)
+	}
+	fmt.Fprintf(w, "\n%s (Linux %s), %d files of %s, %d MiB, n = %d. Plain memory:\n\n", where, p.kernel,
+		first[0].Files, sizes, first[0].Bytes>>20, len(first))
 	fmt.Fprintf(w, "| | MB/s | time, of a copy's | CPU, of a copy's |\n|---|---|---|---|\n")
 	plain := func(of func(protocol.Transfer) float64, what string) []float64 {
 		return p.of(protocol.PlainMemory, set.Name, of, what)
@@ -93,14 +97,15 @@ func (p *transferReport) writeSet(w *bytes.Buffer, where string, set protocol.Fi
 		fmt.Fprintf(w, "| %s | %s | %s | %.1f |\n", what, p.rate(set.Name, plain(wall, what)),
 			ratios(plain(wall, what), plain(wall, protocol.Copy)), ratios(plain(cpu, what), plain(cpu, protocol.Copy)).median)
 	}
-	fmt.Fprintf(w, "\n| import into | MB/s | time, of a copy's | time, of hash and copy's | CPU, of hash and copy's |"+
-		" CPU of write | put | publish | sync | put, reopened | faults in put | put, reopened |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
+	fmt.Fprintf(w, "\n| region | write, time of a copy's | import, MB/s | time of a copy's | time of hash and copy's | CPU of hash and copy's |"+
+		" of it put | publish | sync | put, reopened | faults in put | put, reopened |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	least, leastCPU := plain(wall, protocol.HashAndCopy), plain(cpu, protocol.HashAndCopy)
 	for _, r := range p.regions {
 		all := p.of(r, set.Name, wall, imported...)
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |", r, p.rate(set.Name, all), ratios(all, plain(wall, protocol.Copy)),
-			ratios(all, least), ratios(p.of(r, set.Name, cpu, imported...), leastCPU))
-		for _, what := range []string{protocol.Write, protocol.Put, protocol.Publish, protocol.Sync, protocol.PutReopened} {
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |", r,
+			ratios(p.of(r, set.Name, wall, protocol.Write), plain(wall, protocol.Copy)), p.rate(set.Name, all),
+			ratios(all, plain(wall, protocol.Copy)), ratios(all, least), ratios(p.of(r, set.Name, cpu, imported...), leastCPU))
+		for _, what := range []string{protocol.Put, protocol.Publish, protocol.Sync, protocol.PutReopened} {
 			fmt.Fprintf(w, " %.2f |", ratios(p.of(r, set.Name, cpu, what), leastCPU).median)
 		}
 		for _, what := range []string{protocol.Put, protocol.PutReopened} {
