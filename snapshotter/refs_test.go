@@ -95,7 +95,7 @@ func TestWalkOfNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &Snapshotter{ms: ms}
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() { _ = ms.Close() })
 	if err := s.Walk(ctx, func(context.Context, snapshots.Info) error { return nil }); err != nil {
 		t.Error(err)
 	}
