@@ -154,7 +154,7 @@ func TestDmabufPrivileges(t *testing.T) {
 		fd, file = ioctl(int(f.Fd()), iocFileDmabuf, 0)
 		_, byPath = ioctl(path, iocFileDmabuf, 0)
 	})
-	if whole != unix.EPERM {
+	if !errors.Is(whole, unix.EPERM) {
 		t.Errorf("the whole memory for a user: %v, want %v", whole, unix.EPERM)
 	}
 	if file != nil {
@@ -162,7 +162,7 @@ func TestDmabufPrivileges(t *testing.T) {
 	} else {
 		unix.Close(fd)
 	}
-	if byPath != unix.EBADF {
+	if !errors.Is(byPath, unix.EBADF) {
 		t.Errorf("a file by an O_PATH descriptor: %v, want %v", byPath, unix.EBADF)
 	}
 }
@@ -194,7 +194,7 @@ func TestDmabufOfNopages(t *testing.T) {
 	daxfsOnly(t)
 	m := findView(t, "nopages").mount(t)
 	for _, request := range []uintptr{iocDmabuf, iocFileDmabuf} {
-		if buf, err := export(t, m.open(t, "data/8193"), request); err != unix.EOPNOTSUPP {
+		if buf, err := export(t, m.open(t, "data/8193"), request); !errors.Is(err, unix.EOPNOTSUPP) {
 			t.Errorf("ioctl %#x: %v, %v, want %v", request, buf, err, unix.EOPNOTSUPP)
 		}
 	}
