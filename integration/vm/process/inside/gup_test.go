@@ -2,6 +2,7 @@ package inside
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -38,7 +39,7 @@ func TestProcessVM(t *testing.T) {
 			b := make([]byte, 20000)
 			n, err := readVM(s.pid(), addr+100, b)
 			if !m.reachable(k.flags) {
-				if err != unix.EFAULT {
+				if !errors.Is(err, unix.EFAULT) {
 					t.Errorf("%s: process_vm_readv: %d, %v, want %v", k.name, n, err, unix.EFAULT)
 				}
 			} else if n != len(b) || err != nil {
@@ -47,7 +48,7 @@ func TestProcessVM(t *testing.T) {
 				wantFill(t, k.name+" by process_vm_readv", b, rel, 100)
 			}
 			// The mapping is not writable.
-			if n, err := writeVM(s.pid(), addr, []byte("x")); err != unix.EFAULT {
+			if n, err := writeVM(s.pid(), addr, []byte("x")); !errors.Is(err, unix.EFAULT) {
 				t.Errorf("%s: process_vm_writev to a read-only mapping: %d, %v, want %v", k.name, n, err, unix.EFAULT)
 			}
 			s.end()
@@ -169,7 +170,7 @@ func TestDirectFromMapping(t *testing.T) {
 				n, err := unix.Write(fd, mem.b[pageSize:])
 				unix.Close(fd)
 				if !m.reachable(k.flags) {
-					if err != unix.EFAULT {
+					if !errors.Is(err, unix.EFAULT) {
 						t.Errorf("%s: write: %d, %v, want %v", k.name, n, err, unix.EFAULT)
 					}
 					continue
@@ -217,7 +218,7 @@ func TestVmsplice(t *testing.T) {
 			r, w := pipe(t)
 			n, err := vmsplice(w, mem.b[10:8200])
 			if !m.reachable(k.flags) {
-				if err != unix.EFAULT {
+				if !errors.Is(err, unix.EFAULT) {
 					t.Errorf("%s: %d, %v, want %v", k.name, n, err, unix.EFAULT)
 				}
 				continue
@@ -333,7 +334,7 @@ func TestFutex(t *testing.T) {
 			{"shared, another value", *word + 1, 0, shared[0]},
 			{"shared, this value", *word, 0, shared[1]},
 		} {
-			if err := wait(c.value, c.flags); err != c.want {
+			if err := wait(c.value, c.flags); !errors.Is(err, c.want) {
 				t.Errorf("%s: %v, want %v", c.what, err, c.want)
 			}
 		}

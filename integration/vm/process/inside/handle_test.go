@@ -3,6 +3,7 @@ package inside
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"os"
 	"testing"
@@ -115,7 +116,7 @@ func TestStaleHandles(t *testing.T) {
 		good := handleOf(t, m.path("types/file"))
 		try := func(what string, typ int32, b []byte) {
 			f, err := openHandle(t, m.root, unix.NewFileHandle(typ, b), unix.O_RDONLY)
-			if err != unix.ESTALE && err != unix.EINVAL {
+			if !errors.Is(err, unix.ESTALE) && !errors.Is(err, unix.EINVAL) {
 				t.Errorf("%s: %v, %v, want %v", what, f, err, unix.ESTALE)
 			}
 		}

@@ -1,6 +1,7 @@
 package inside
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -90,7 +91,7 @@ func TestIDMapped(t *testing.T) {
 							unix.Close(fd)
 						}
 					})
-					if got != c.want {
+					if !errors.Is(got, c.want) {
 						t.Errorf("open %s by %v: %v, want %v", c.path, c.who, got, c.want)
 					}
 				}

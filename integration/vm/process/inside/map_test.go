@@ -74,7 +74,7 @@ func TestMapOffsets(t *testing.T) {
 				}
 			}
 		}
-		if mem, err := tryMap(f, 1, pageSize, unix.PROT_READ, unix.MAP_SHARED); err != unix.EINVAL {
+		if mem, err := tryMap(f, 1, pageSize, unix.PROT_READ, unix.MAP_SHARED); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("map at byte 1: %v, %v, want %v", mem, err, unix.EINVAL)
 		}
 		mem, err := tryMap(f, 1<<40, pageSize, unix.PROT_READ, unix.MAP_SHARED)
@@ -103,7 +103,7 @@ func TestMapExecutable(t *testing.T) {
 	t.Run("noexec", func(t *testing.T) {
 		dir := mountAt(t, "none", "daxfs", unix.MS_RDONLY|unix.MS_NOEXEC, options(ImageNative, ""))
 		f := open(t, dir+"/bin/subject-static")
-		if _, err := tryMap(f, 0, pageSize, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE); err != unix.EPERM {
+		if _, err := tryMap(f, 0, pageSize, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE); !errors.Is(err, unix.EPERM) {
 			t.Errorf("map to execute: %v, want %v", err, unix.EPERM)
 		}
 	})

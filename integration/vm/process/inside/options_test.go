@@ -1,6 +1,7 @@
 package inside
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -64,7 +65,7 @@ func TestBadOptions(t *testing.T) {
 		{"nopages has a value", pool(",nopages=1"), unix.EINVAL},
 		{"validate has a value", pool(",validate=1"), unix.EINVAL},
 	} {
-		if err := tryMount(t, c.options); err != c.want {
+		if err := tryMount(t, c.options); !errors.Is(err, c.want) {
 			t.Errorf("%s (%s): %v, want %v", c.what, c.options, err, c.want)
 		}
 		if lines := regions(t); len(lines) != 0 {
@@ -184,7 +185,7 @@ func TestOverlap(t *testing.T) {
 		fmt.Sprintf("phys=%#x,size=%d,offset=%d,nopages", config.Phys, config.Size-2<<20, off),
 		fmt.Sprintf("phys=%#x,size=%#x", config.Phys+2<<20, 2<<20),
 	} {
-		if err := tryMount(t, o); err != unix.EBUSY {
+		if err := tryMount(t, o); !errors.Is(err, unix.EBUSY) {
 			t.Errorf("%s, while the whole pool is in use: %v, want %v", o, err, unix.EBUSY)
 		}
 	}
@@ -199,7 +200,7 @@ func TestNopagesFirst(t *testing.T) {
 	daxfsOnly(t)
 	mountDaxfs(t, ImageTwin, "nopages")
 	mountDaxfs(t, ImageNative, "nopages")
-	if err := tryMount(t, options(ImageTwin, "")); err != unix.EBUSY {
+	if err := tryMount(t, options(ImageTwin, "")); !errors.Is(err, unix.EBUSY) {
 		t.Errorf("with page structs, while a nopages mount is there: %v, want %v", err, unix.EBUSY)
 	}
 }
@@ -237,7 +238,7 @@ func TestOwnedByDriver(t *testing.T) {
 	if now := memoryMap(t); now != before {
 		t.Errorf("/proc/iomem has changed:\n%s\nwas\n%s", now, before)
 	}
-	if err := tryMount(t, options(ImageNative, "nopages")); err != nil && err != unix.EBUSY {
+	if err := tryMount(t, options(ImageNative, "nopages")); err != nil && !errors.Is(err, unix.EBUSY) {
 		t.Errorf("nopages: %v, want success or %v", err, unix.EBUSY)
 	}
 
@@ -265,7 +266,7 @@ func TestKernelLogLines(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for range 5 {
-		if err := tryMount(t, options(ImageTorn, "name=torn")); err != unix.EUCLEAN {
+		if err := tryMount(t, options(ImageTorn, "name=torn")); !errors.Is(err, unix.EUCLEAN) {
 			t.Fatalf("mount: %v, want %v", err, unix.EUCLEAN)
 		}
 	}

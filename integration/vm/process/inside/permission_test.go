@@ -1,6 +1,7 @@
 package inside
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 
@@ -92,12 +93,12 @@ func TestRCULookupPermissions(t *testing.T) {
 				asUser(t, c.who.uid, c.who.gid, nil, func() {
 					var st unix.Stat_t
 					for range 100 {
-						if got = unix.Stat(path, &st); got != c.want {
+						if got = unix.Stat(path, &st); !errors.Is(got, c.want) {
 							return
 						}
 					}
 				})
-				if got != c.want {
+				if !errors.Is(got, c.want) {
 					t.Errorf("stat by %v: %v, want %v", c.who, got, c.want)
 				}
 			}

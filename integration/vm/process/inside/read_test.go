@@ -381,7 +381,7 @@ func TestSeekData(t *testing.T) {
 			{unix.SEEK_SET, -1, -1, unix.EINVAL},
 		} {
 			got, err := unix.Seek(int(f.Fd()), c.off, c.whence)
-			if err != c.err || err == nil && got != c.want {
+			if !errors.Is(err, c.err) || err == nil && got != c.want {
 				t.Errorf("lseek %d, whence %d: %d, %v, want %d, %v", c.off, c.whence, got, err, c.want, c.err)
 			}
 		}
@@ -428,7 +428,7 @@ func TestIoctls(t *testing.T) {
 			name string
 			req  uintptr
 		}{{"an unknown one", 0x4499}, {"FS_IOC_SETFLAGS", unix.FS_IOC_SETFLAGS}} {
-			if _, err := ioctl(int(f.Fd()), c.req, uintptr(unsafe.Pointer(&flags))); err != unix.ENOTTY && err != unix.EROFS {
+			if _, err := ioctl(int(f.Fd()), c.req, uintptr(unsafe.Pointer(&flags))); !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EROFS) {
 				t.Errorf("%s: %v, want %v", c.name, err, unix.ENOTTY)
 			}
 		}

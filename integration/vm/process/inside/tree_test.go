@@ -2,6 +2,7 @@ package inside
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -191,7 +192,7 @@ func TestSymlinks(t *testing.T) {
 			{"symlinks/relative/below", unix.ENOTDIR},
 		} {
 			var st unix.Stat_t
-			if err := unix.Stat(m.path(c.path), &st); err != c.want {
+			if err := unix.Stat(m.path(c.path), &st); !errors.Is(err, c.want) {
 				t.Errorf("stat %s: %v, want %v", c.path, err, c.want)
 			}
 		}
@@ -248,7 +249,7 @@ func TestSpecialFiles(t *testing.T) {
 			{"types/char", unix.ENXIO}, // no such driver
 			{"types/block", unix.ENXIO},
 		} {
-			if fd, err := unix.Open(m.path(c.path), unix.O_RDONLY, 0); err != c.want {
+			if fd, err := unix.Open(m.path(c.path), unix.O_RDONLY, 0); !errors.Is(err, c.want) {
 				t.Errorf("open %s: %d, %v, want %v", c.path, fd, err, c.want)
 			}
 		}

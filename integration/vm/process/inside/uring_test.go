@@ -3,6 +3,7 @@ package inside
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -160,7 +161,7 @@ func TestURing(t *testing.T) {
 				n, err := r.do(opWrite, fd, mem.b, 0)
 				// Without O_DIRECT bytes are copied, by the processor.
 				if direct != 0 && !m.reachable(k.flags) {
-					if err != unix.EFAULT {
+					if !errors.Is(err, unix.EFAULT) {
 						t.Errorf("direct, %s: write: %d, %v, want %v", k.name, n, err, unix.EFAULT)
 					}
 					continue
@@ -177,7 +178,7 @@ func TestURing(t *testing.T) {
 
 		mem := mapPath(t, m.path(rel), unix.PROT_READ, unix.MAP_SHARED)
 		other := m.open(t, "data/8193")
-		if n, err := r.do(opRead, int(other.Fd()), mem.b[:100], 0); err != unix.EFAULT {
+		if n, err := r.do(opRead, int(other.Fd()), mem.b[:100], 0); !errors.Is(err, unix.EFAULT) {
 			t.Errorf("read into a shared mapping: %d, %v, want %v", n, err, unix.EFAULT)
 		}
 		m.wantUnchanged(t, rel)
@@ -192,14 +193,14 @@ func TestURingBuffers(t *testing.T) {
 		r := newURing(t)
 		const rel = "data/65536"
 		shared := mapPath(t, m.path(rel), unix.PROT_READ, unix.MAP_SHARED)
-		if err := r.register(shared.b); err != unix.EFAULT && err != unix.EOPNOTSUPP {
+		if err := r.register(shared.b); !errors.Is(err, unix.EFAULT) && !errors.Is(err, unix.EOPNOTSUPP) {
 			t.Errorf("register a shared mapping: %v, want %v", err, unix.EFAULT)
 		}
 		mem := mapPath(t, m.path(rel), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
 		mem.touch()
 		err := r.register(mem.b)
 		if config.Kernel == "6.1" {
-			if err != unix.EOPNOTSUPP {
+			if !errors.Is(err, unix.EOPNOTSUPP) {
 				t.Errorf("register a private mapping: %v, want %v", err, unix.EOPNOTSUPP)
 			}
 			return
