@@ -74,14 +74,7 @@ func TestRehydrate(t *testing.T) {
 		t.Errorf("container of the other namespace: %v %q", err, out)
 	}
 
-	loaded, err := l.Client().LoadContainer(ctx, c.ID())
-	if err != nil {
-		t.Fatal(err)
-	}
-	started, err := l.StartTask(ctx, loaded)
-	if err != nil {
-		t.Fatal(err)
-	}
+	started := l.MustStartAgain(ctx, c.ID())
 	if out, err := started.Exec(ctx, "cat", "/kept"); err != nil || out != "kept\n" {
 		t.Errorf("formerly running container: %v %q", err, out)
 	}
@@ -172,14 +165,7 @@ func TestRehydrateWithoutBlobs(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, "the tree after a fetch", tree, l.ViewSnapshot(ctx, chainID, lab.Daxfs))
-	loaded, err := l.Client().LoadContainer(ctx, c.ID())
-	if err != nil {
-		t.Fatal(err)
-	}
-	started, err := l.StartTask(ctx, loaded)
-	if err != nil {
-		t.Fatal(err)
-	}
+	started := l.MustStartAgain(ctx, c.ID())
 	if out, err := started.Wait(ctx); err != nil || out == "" {
 		t.Errorf("container after a fetch: %v %q", err, out)
 	}

@@ -177,18 +177,11 @@ func TestRebootTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, "nasty over two reboots", tree, l.ViewTree(ctx, img, lab.Daxfs))
-	loaded, err := l.Client().LoadContainer(ctx, c.ID())
-	if err != nil {
-		t.Fatal(err)
-	}
-	started, err := l.StartTask(ctx, loaded)
-	if err != nil {
-		t.Fatal(err)
-	}
+	started := l.MustStartAgain(ctx, c.ID())
 	if out, err := started.Wait(ctx); err != nil {
 		t.Errorf("%v %s", err, out)
 	}
-	if err := loaded.Delete(ctx, client.WithSnapshotCleanup); err != nil {
+	if err := started.Delete(ctx, client.WithSnapshotCleanup); err != nil {
 		t.Error(err)
 	}
 	removeAll(t, l, ctx, []string{"nasty"})

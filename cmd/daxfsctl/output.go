@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/urfave/cli/v2"
 )
 
 func printJSON(w io.Writer, v any) error {
@@ -16,6 +18,23 @@ func printJSON(w io.Writer, v any) error {
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
+}
+
+// judgement is a result that people and programs can read.
+type judgement interface{ print(w io.Writer) error }
+
+// judge prints a result as the command line asks for it, and ends with errBad if
+// it is not good.
+func judge(c *cli.Context, res judgement, good bool) (err error) {
+	if c.Bool("json") {
+		err = printJSON(c.App.Writer, res)
+	} else {
+		err = res.print(c.App.Writer)
+	}
+	if err == nil && !good {
+		err = errBad
+	}
+	return err
 }
 
 // escape writes bytes as text that has them all: a backslash as \\, and what

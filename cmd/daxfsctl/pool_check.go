@@ -95,15 +95,7 @@ func poolCheck(c *cli.Context, cfg *config.Config, pool *daxmem.Pool) error {
 		return err
 	}
 	res.OK = len(res.Problems) == 0 && len(res.Quarantined) == 0 && len(res.Lost) == 0
-	if c.Bool("json") {
-		err = printJSON(c.App.Writer, res)
-	} else {
-		err = res.print(c.App.Writer)
-	}
-	if err == nil && !res.OK {
-		err = errBad
-	}
-	return err
+	return judge(c, res, res.OK)
 }
 
 // findNeeds returns what tells which of containerd's images need a record.

@@ -33,7 +33,7 @@ func poolScrubCommand() *cli.Command {
 			&cli.StringFlag{Name: "rate", Usage: "read at most `SIZE` per second, as 500MiB; 0: as fast as it goes", Value: "200MiB"},
 			containerdFlag(),
 		},
-		Action: poolScrub,
+		Action: onPool(poolScrub),
 	}
 }
 
@@ -67,23 +67,11 @@ type usedJSON struct {
 	Names     []nameJSON `json:"containerd_images,omitempty"` // that need it
 }
 
-func poolScrub(c *cli.Context) error {
-	if err := arguments(c, 0, 0); err != nil {
-		return err
-	}
+func poolScrub(c *cli.Context, cfg *config.Config, pool *daxmem.Pool) error {
 	rate, err := parseRate(c.String("rate"))
 	if err != nil {
 		return err
 	}
-	cfg, err := loadConfig(c)
-	if err != nil {
-		return err
-	}
-	pool, err := openPool(c.Context, cfg)
-	if err != nil {
-		return err
-	}
-	defer shut(pool)
 	opts := daxmem.CheckOptions{Data: true, Rate: rate}
 	bar := &progress{w: c.App.ErrWriter}
 	if term.IsTerminal(int(os.Stderr.Fd())) && !c.Bool("json") {
@@ -100,15 +88,7 @@ func poolScrub(c *cli.Context) error {
 		Seconds: time.Since(start).Seconds(), Changed: []*changedJSON{},
 	}
 	res.describe(c, cfg, pool, rep)
-	if c.Bool("json") {
-		err = printJSON(c.App.Writer, res)
-	} else {
-		err = res.print(c.App.Writer)
-	}
-	if err == nil && !res.OK {
-		err = errBad
-	}
-	return err
+	return judge(c, res, res.OK)
 }
 
 // parseRate reads bytes per second.

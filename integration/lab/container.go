@@ -1,10 +1,8 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -14,6 +12,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+
+	"github.com/daxfs/containerd-daxfs/internal/testutil"
 )
 
 var serial atomic.Int64
@@ -25,25 +25,7 @@ type Container struct {
 
 	lab    *Lab
 	exited <-chan client.ExitStatus
-	out    output
-}
-
-// output collects both streams of a process, each copied by a goroutine of its own.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
+	out    testutil.Output
 }
 
 // ContainerOpts are the rarer choices in making a container.
@@ -83,6 +65,21 @@ func (l *Lab) StartContainer(ctx context.Context, img client.Image, snapshotter 
 		return nil, err
 	}
 	return started, nil
+}
+
+// MustStartAgain starts the process of a container whose last one has ended,
+// perhaps before containerd was restarted.
+func (l *Lab) MustStartAgain(ctx context.Context, id string) *Container {
+	l.t.Helper()
+	c, err := l.Client().LoadContainer(ctx, id)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	started, err := l.StartTask(ctx, c)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return started
 }
 
 // StartTask starts the process of a container that exists.
@@ -136,7 +133,7 @@ func (c *Container) Exec(ctx context.Context, args ...string) (string, error) {
 	}
 	p := *spec.Process
 	p.Args = args
-	var out output
+	var out testutil.Output
 	proc, err := c.Task.Exec(ctx, fmt.Sprintf("e%d", serial.Add(1)), &p,
 		cio.NewCreator(cio.WithStreams(nil, &out, &out), cio.WithFIFODir(c.lab.path("fifo"))))
 	if err != nil {

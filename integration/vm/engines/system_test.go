@@ -1,14 +1,12 @@
 package engines
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,23 +25,10 @@ type system struct {
 	logs []*output
 }
 
-// output collects what a process in a guest writes.
+// output is what a process in a guest writes.
 type output struct {
 	name string
-	mu   sync.Mutex
-	b    bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
+	testutil.Output
 }
 
 // prepare is what systems need of the machine: our commands, containerd's, and

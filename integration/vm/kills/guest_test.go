@@ -1,16 +1,15 @@
 package kills
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/daxfs/containerd-daxfs/integration/vm"
+	"github.com/daxfs/containerd-daxfs/internal/testutil"
 )
 
 // kernel is a guest with a daemon, which is started again whenever it ends, and
@@ -21,27 +20,9 @@ type kernel struct {
 	lab  *kills
 	name string
 
-	daemon, load output
+	daemon, load testutil.Output
 	loaded       chan struct{} // closed when the clients have ended
 	loadErr      error         // why, if not as they should
-}
-
-// output collects what a program in a guest writes.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
 
 // boot boots a guest that has never been there, but for its name, and starts all
@@ -76,7 +57,7 @@ func (k *kernel) command(script string) vm.Command {
 	return vm.Command{Args: []string{"sh", "-euc", script}, Env: []string{"PATH=" + k.lab.bin + ":/usr/sbin:/usr/bin:/sbin:/bin"}}
 }
 
-func (k *kernel) background(out *output, script string) error {
+func (k *kernel) background(out *testutil.Output, script string) error {
 	c := k.command(script)
 	c.Stdout, c.Stderr = out, out
 	res, err := k.Run(context.Background(), c)
