@@ -29,6 +29,9 @@ type TarOptions struct {
 	// that an archive without end-of-archive blocks need not be taken for a
 	// truncated one: containerd unpacks such layers, and even empty ones.
 	Verified bool
+	// Lenient takes names as containerd's own differ does: absolute ones, and
+	// ".." which leads no higher than the root.
+	Lenient bool
 	// MaxTime, if not zero, is the latest modification time in seconds since
 	// 1970: later ones become it (SOURCE_DATE_EPOCH).
 	MaxTime int64
@@ -40,8 +43,8 @@ type TarOptions struct {
 // store. The result is a sorted layer tree. r is read to its end, so that a
 // hash over it is complete.
 //
-// Names must be relative and must not contain "..": errors name the entry and
-// wrap ErrBadLayer or ErrTruncated.
+// Names must be relative and must not contain "..", if not opts.Lenient: errors
+// name the entry and wrap ErrBadLayer or ErrTruncated.
 func FromTar(ctx context.Context, r io.Reader, store Store, opts TarOptions) (*mkdaxfs.Tree, []Warning, error) {
 	t := &tarImport{store: store, opts: opts}
 	t.root = t.missingDir()
@@ -139,7 +142,7 @@ func (t *tarImport) entry(ctx context.Context, hdr *tar.Header, r io.Reader) err
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
-	elems, err := splitName(hdr.Name)
+	elems, err := t.split(hdr.Name)
 	if err != nil {
 		return err
 	}
@@ -230,7 +233,7 @@ func (t *tarImport) markOpaque() {
 }
 
 func (t *tarImport) link(hdr *tar.Header, dir *mkdaxfs.Node, base string) error {
-	elems, err := splitName(strings.TrimPrefix(hdr.Linkname, "/"))
+	elems, err := t.split(strings.TrimPrefix(hdr.Linkname, "/"))
 	if err != nil {
 		return fmt.Errorf("hard link to %q: %w", hdr.Linkname, err)
 	}

@@ -2,6 +2,7 @@ package convert
 
 import (
 	"fmt"
+	"path"
 	"strings"
 
 	"github.com/daxfs/containerd-daxfs/internal/disk"
@@ -15,6 +16,14 @@ func (t *tarImport) missingDir() *mkdaxfs.Node {
 		n.Xattrs = nil // no lower layer has another opinion
 	}
 	return n
+}
+
+// split returns the elements of an entry's name.
+func (t *tarImport) split(name string) ([]string, error) {
+	if t.opts.Lenient && len(name) <= maxPath {
+		name = path.Clean("/" + name)[1:]
+	}
+	return splitName(name)
 }
 
 // splitName checks a name and returns its elements; none for the root.

@@ -155,13 +155,25 @@ func stagedMounts(upper string) []mount.Mount {
 }
 
 // staged returns the layer that an active snapshot was staged with.
-func staged(info snapshots.Info) (k key, ok bool, err error) {
-	v, ok := info.Labels[labelStaged]
+func staged(info snapshots.Info) (k key, ok bool, err error) { return labelled(info, labelStaged) }
+
+// ready returns the layer that an active snapshot will be committed as, if that
+// is in a pool already.
+func ready(info snapshots.Info) (k key, ok bool, err error) {
+	if k, ok, err = staged(info); !ok && err == nil {
+		k, ok, err = labelled(info, labelApplied)
+	}
+	return k, ok, err
+}
+
+// labelled returns the layer that a label of an active snapshot names.
+func labelled(info snapshots.Info, label string) (k key, ok bool, err error) {
+	v, ok := info.Labels[label]
 	if !ok || info.Kind != snapshots.KindActive {
 		return k, false, nil
 	}
 	if k, err = parseKey(v); err != nil {
-		return k, false, fmt.Errorf("snapshot %q: label %s: %w: %w", info.Name, labelStaged, err, ErrDamaged)
+		return k, false, fmt.Errorf("snapshot %q: label %s: %w: %w", info.Name, label, err, ErrDamaged)
 	}
 	return k, true, nil
 }

@@ -51,13 +51,13 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if sn.info.Kind != snapshots.KindActive {
 		return fmt.Errorf("commit snapshot %q: it is not active: %w", key, errdefs.ErrFailedPrecondition)
 	}
-	stagedLayer, isStaged, err := staged(sn.info)
+	layerKey, isReady, err := ready(sn.info)
 	var rec *daxmem.Record
 	var unpin func()
 	switch {
 	case err != nil:
-	case isStaged:
-		rec, unpin, err = s.pinLayer(stagedLayer)
+	case isReady:
+		rec, unpin, err = s.pinLayer(layerKey)
 	default:
 		rec, unpin, err = s.importUpper(ctx, sn)
 		if errors.Is(err, daxmem.ErrNotFound) {
@@ -80,7 +80,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	s.images.unuse(ctx, sn.id)
 	s.removeUpper(ctx, sn.id)
 	s.keepLayer(ctx, rec.Key)
-	if !isStaged {
+	if _, isStaged, _ := staged(sn.info); !isStaged { // then it has the record
 		s.publishChain(ctx, name, cmp.Or(base.Parent, sn.info.Parent), sn, rec.Key)
 	}
 	return nil

@@ -27,6 +27,10 @@ const (
 // key.
 const labelStaged = ownPrefix + "staged"
 
+// labelApplied is on active snapshots into which our differ has unpacked: the
+// layer's key.
+const labelApplied = ownPrefix + "applied"
+
 // labelTarget is on the snapshots that containerd's unpack prepares: the
 // chainID it will commit (core/snapshots, "containerd.io/snapshot.ref").
 const labelTarget = "containerd.io/snapshot.ref"

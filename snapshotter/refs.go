@@ -40,7 +40,7 @@ func FindRefs(infos []snapshots.Info) *Refs {
 		byName[info.Name] = info
 	}
 	for _, info := range infos {
-		if k, ok, _ := staged(info); ok {
+		if k, ok, _ := ready(info); ok {
 			r.Layers[k] = append(r.Layers[k], info.Name)
 			continue
 		}

@@ -233,7 +233,7 @@ func (s *Snapshotter) committedChains(ctx context.Context) (chains []chainRecord
 func (s *Snapshotter) wantedLayers(ctx context.Context) (layers chain, _ error) {
 	var first, rest chain
 	err := s.walk(ctx, func(ctx context.Context, info snapshots.Info) {
-		if k, ok, _ := staged(info); ok {
+		if k, ok, _ := ready(info); ok {
 			first = append(first, k)
 		}
 		if info.Kind != snapshots.KindCommitted {

@@ -155,7 +155,7 @@ func Live(ctx context.Context, ms *storage.MetaStore) (*LiveSet, error) {
 	live := &LiveSet{make(map[[32]byte]struct{}), make(map[[32]byte]struct{}), make(map[[32]byte]struct{})}
 	err := ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		err := storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
-			if k, ok, _ := staged(info); ok {
+			if k, ok, _ := ready(info); ok {
 				live.layers[k] = struct{}{}
 			}
 			if info.Kind != snapshots.KindCommitted {

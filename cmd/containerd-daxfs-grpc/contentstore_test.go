@@ -80,7 +80,7 @@ func newKeptImages(t *testing.T) (*keptImages, *contentStore) {
 	k := &keptImages{t: t, store: db.ContentStore(), images: metadata.NewImageStore(db), unpacks: make(map[digest.Digest]digest.Digest)}
 	c := &contentStore{address: "here", connect: func() (*client.Client, error) {
 		return client.New("", client.WithServices(client.WithContentStore(k.store), client.WithImageStore(k.images),
-			client.WithNamespaceService(namespaceList{k: k}), client.WithDiffService(differ{k: k})))
+			client.WithNamespaceService(namespaceList{k: k}), client.WithDiffService(fakeDiffer{k: k})))
 	}}
 	return k, c
 }
@@ -92,12 +92,12 @@ type namespaceList struct {
 
 func (n namespaceList) List(context.Context) ([]string, error) { return n.k.spaces, nil }
 
-type differ struct {
+type fakeDiffer struct {
 	client.DiffService
 	k *keptImages
 }
 
-func (d differ) Apply(ctx context.Context, desc ocispec.Descriptor, _ []mount.Mount, _ ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+func (d fakeDiffer) Apply(ctx context.Context, desc ocispec.Descriptor, _ []mount.Mount, _ ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	ns, _ := namespaces.Namespace(ctx)
 	d.k.applied = append(d.k.applied, ns+" "+desc.Digest.String())
 	return ocispec.Descriptor{Digest: d.k.unpacks[desc.Digest]}, nil

@@ -11,7 +11,10 @@ import (
 	"syscall"
 	"time"
 
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/contrib/diffservice"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -60,6 +63,15 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 
 	server := grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
+	if cfg.Containerd != "" && pools.own != nil {
+		// It connects with the first call, in which containerd is there.
+		cl, err := client.New(cfg.Containerd, client.WithTimeout(dialWait))
+		if err != nil {
+			return fmt.Errorf("connect to containerd: %w", err)
+		}
+		defer func() { retErr = errors.Join(retErr, cl.Close()) }()
+		diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(&differ{sn, cl}, nil))
+	}
 	working, stop := context.WithCancel(ctx)
 	var background sync.WaitGroup
 	defer background.Wait()

@@ -33,7 +33,18 @@ func (l *Lab) writeConfigs() {
     root = %q
     enable_remote_snapshot_annotations = "true"
 `, l.Socket(), strings.Join(caps, ", "), l.Root())
-		unpack = unpackConfig(Overlayfs) + unpackConfig(Daxfs)
+		ours := "walking"
+		if l.Differ {
+			ours = "daxfs-differ"
+			proxy += fmt.Sprintf(`
+[proxy_plugins.daxfs-differ]
+  type = "diff"
+  address = %q
+[plugins.'io.containerd.service.v1.diff-service']
+  default = ["daxfs-differ", "walking"]
+`, l.Socket())
+		}
+		unpack = unpackConfig(Overlayfs, "walking") + unpackConfig(Daxfs, ours)
 	}
 	// No CRI, no NRI, and no /opt: nothing outside the lab's directory.
 	l.write("containerd.toml", fmt.Sprintf(`version = 3
@@ -81,13 +92,13 @@ order = ["erofs"]
 `, l.Root(), l.Socket(), l.path("c.sock"), l.PoolPath(), cmp.Or(l.PoolSize, "8GiB")))
 }
 
-func unpackConfig(snapshotter string) string {
+func unpackConfig(snapshotter, differ string) string {
 	return fmt.Sprintf(`
   [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
     platform = "linux"
     snapshotter = %q
-    differ = "walking"
-`, snapshotter)
+    differ = %q
+`, snapshotter, differ)
 }
 
 // example writes one of the repository's example files with the lab's paths, and
