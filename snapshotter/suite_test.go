@@ -1,6 +1,7 @@
 package snapshotter_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -70,7 +71,7 @@ func open(t testing.TB, root string) (*rig, error) {
 func openWith(t testing.TB, root string, opts daxmem.Options) (*rig, error) {
 	t.Helper()
 	ctx := context.Background()
-	opts.MaxSize = 4 << 30
+	opts.MaxSize = cmp.Or(opts.MaxSize, 4<<30)
 	pool, err := daxmem.OpenOrCreate(ctx, filepath.Join(root, "pool"), opts)
 	if err != nil {
 		return nil, err
