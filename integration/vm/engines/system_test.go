@@ -159,7 +159,7 @@ func (s *system) wait(script string) {
 func (s *system) startDaemon() {
 	s.t.Helper()
 	s.start("our daemon", "containerd-daxfs-grpc")
-	s.wait(`daxfsctl pool gc --json`) // which the daemon does
+	s.wait(`daxfsctl pool ls --json | grep -q '"references_from": "daemon"'`)
 }
 
 // killDaemon ends our daemon with SIGKILL.

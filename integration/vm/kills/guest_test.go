@@ -25,6 +25,9 @@ type kernel struct {
 	loadErr      error         // why, if not as they should
 }
 
+// daemonServes succeeds when the daemon can be asked for its snapshots.
+const daemonServes = `daxfsctl pool ls --json | grep -q '"references_from": "daemon"'`
+
 // boot boots a guest that has never been there, but for its name, and starts all
 // that it runs. /run is in its memory.
 func (l *kills) boot(t *testing.T, name string) *kernel {
@@ -44,7 +47,7 @@ instance = "%s"
 ask_timeout = "20s"
 END`, g.PoolAddress(), poolSize, poolSize, name))
 	go k.background(&k.daemon, "while :; do containerd-daxfs-grpc || :; sleep 0.3; done")
-	k.wait("daxfsctl pool gc --json") // which the daemon does
+	k.wait(daemonServes)
 	l.serial++
 	go func() {
 		k.loadErr = k.background(&k.load, fmt.Sprintf("exec load -socket /run/k/sock -dir /run/k/containers -program %s -seed %d", l.program, l.seed+l.serial))

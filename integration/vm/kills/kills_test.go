@@ -172,7 +172,7 @@ func (l *kills) release(t *testing.T, owner, reader *kernel) {
 	// What the owner had made for others stays for a minute, or until it ends:
 	// its next daemon frees it.
 	owner.sh("daemon=$(pgrep -f '^containerd-daxfs-grpc'); kill $daemon; while kill -0 $daemon; do sleep 0.1; done")
-	owner.wait("daxfsctl pool gc --json && daxfsctl lease ls | grep -q 'owner *" + owner.name + " '")
+	owner.wait(daemonServes + " && daxfsctl lease ls | grep -q 'owner *" + owner.name + " '")
 	owner.end()
 	for _, s := range poolcheck.Seats(t, l.pool) {
 		if s.Held {
