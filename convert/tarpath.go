@@ -23,11 +23,12 @@ func (t *tarImport) split(name string) ([]string, error) {
 	if t.opts.Lenient && len(name) <= maxPath {
 		name = path.Clean("/" + name)[1:]
 	}
-	return splitName(name)
+	return splitName(name, !t.opts.Plain)
 }
 
-// splitName checks a name and returns its elements; none for the root.
-func splitName(name string) ([]string, error) {
+// splitName checks a name and returns its elements; none for the root. The name
+// of a whiteout may be longer than a file's, by its prefix.
+func splitName(name string, whiteouts bool) ([]string, error) {
 	if len(name) > maxPath {
 		return nil, fmt.Errorf("path of %d bytes, want at most %d: %w", len(name), maxPath, ErrBadLayer)
 	}
@@ -43,10 +44,17 @@ func splitName(name string) ([]string, error) {
 		case e == "" || e == ".":
 		case e == "..":
 			return nil, fmt.Errorf("path contains %q: %w", "..", ErrBadLayer)
-		case len(e) > disk.MaxNameLen:
-			return nil, fmt.Errorf("name of %d bytes, want at most %d: %w", len(e), disk.MaxNameLen, ErrBadLayer)
 		default:
 			out = append(out, e)
+		}
+	}
+	for i, e := range out {
+		limit := disk.MaxNameLen
+		if whiteouts && i == len(out)-1 && strings.HasPrefix(e, whiteoutPrefix) {
+			limit += len(whiteoutPrefix)
+		}
+		if len(e) > limit {
+			return nil, fmt.Errorf("name of %d bytes, want at most %d: %w", len(e), limit, ErrBadLayer)
 		}
 	}
 	return out, nil
