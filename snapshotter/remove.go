@@ -18,33 +18,40 @@ import (
 // Remove forgets a snapshot, and frees what nothing else needs: directories,
 // the image's mount, layers and images in the pool.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	kind, err := s.drop(ctx, key)
+	frees, err := s.drop(ctx, key)
 	if err != nil {
 		return fmt.Errorf("remove snapshot %q: %w", key, err)
 	}
 	// A container's end frees nothing in the pool: its image stays as long as
 	// the committed snapshot of its chain.
-	if kind == snapshots.KindCommitted || s.pending.Load() {
+	if frees || s.pending.Load() {
 		s.tryCollect(ctx)
 	}
 	return nil
 }
 
-// drop is Remove without collecting. The metadata goes first: what fails after
-// it is logged and found again by Cleanup.
-func (s *Snapshotter) drop(ctx context.Context, key string) (kind snapshots.Kind, _ error) {
+// drop is Remove without collecting, and reports whether there may be something to
+// collect. The metadata goes first: what fails after it is logged and found again
+// by Cleanup.
+func (s *Snapshotter) drop(ctx context.Context, key string) (frees bool, _ error) {
 	var id string
-	if err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
-		id, kind, err = storage.Remove(ctx, key)
+	if err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		_, info, _, err := storage.GetInfo(ctx, key)
+		if err != nil {
+			return err
+		}
+		_, isStaged, err := staged(info)
+		frees = info.Kind == snapshots.KindCommitted || isStaged || err != nil
+		id, _, err = storage.Remove(ctx, key)
 		return err
 	}); err != nil {
-		return kind, err
+		return false, err
 	}
 	s.images.unuse(ctx, id)
 	if err := os.RemoveAll(s.dir(id)); err != nil {
 		log.G(ctx).WithError(err).WithField("key", key).Warn("remove snapshot directory")
 	}
-	return kind, nil
+	return frees, nil
 }
 
 // cleanupWait is how long Cleanup waits for imports that run. What it could
