@@ -38,11 +38,13 @@ trap 'exit 130' INT TERM
 title "A Debian image, and one more that is built on it (made once, kept in .cache)"
 $tools/mkimages -dir .cache/images -testprog $tools/testprog debian family0 >"$dir/layouts"
 { read -r debian; read -r family; } <"$dir/layouts"
+# Open as long as this runs: the registry goes on to write what is fetched.
 mkfifo "$dir/address"
+exec 3<>"$dir/address"
 $tools/registry "debian=$debian" "family0=$family" >"$dir/address" 2>"$dir/registry.log" &
 registry_pid=$!
 disown $!
-read -r address <"$dir/address"
+read -r address <&3
 echo "served by a registry on $address"
 
 title "Our daemon and a private containerd, configured as in the example files"

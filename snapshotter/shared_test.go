@@ -177,6 +177,44 @@ func (k *kernels) counts(t *testing.T, want daxmem.Counts) {
 	}
 }
 
+// A layer that was staged for an unpack which is given up is let go of at once.
+func TestStagedRemoved(t *testing.T) {
+	k := startKernels(t, snapshotter.MissingAsk, false)
+	one, _ := unpack(t, k.owner, "a", "one", "", layerOne(t))
+	unpack(t, k.owner, "a", "two", one, layerTwo(t))
+	key := "b/1/extract-1 " + ref("two")
+	mounts, err := k.reader.Prepare(ctx, key, "", snapshots.WithLabels(map[string]string{
+		"containerd.io/snapshot.ref": ref("two"), "containerd.io/snapshot/parent-chain-id": ref("one"),
+	}))
+	if err != nil || !mounts[0].ReadOnly() {
+		t.Fatalf("not staged: %+v, %v", mounts, err)
+	}
+	if n := k.pins(t); n != 1 {
+		t.Errorf("%d pins of a staged layer, want 1", n)
+	}
+	if err := k.reader.Remove(ctx, key); err != nil {
+		t.Fatal(err)
+	}
+	if n := k.pins(t); n != 0 {
+		t.Errorf("%d pins are left", n)
+	}
+}
+
+// pins is how many the reader has, as the owner sees it.
+func (k *kernels) pins(t *testing.T) (n int) {
+	t.Helper()
+	seats, err := k.owner.pool.Seats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range seats {
+		if s.Holder == "reader" {
+			n += s.Pins
+		}
+	}
+	return n
+}
+
 // What the pool does not have, the owner brings when it is asked for the image by
 // the name that containerd's content gives.
 func TestAsk(t *testing.T) {
