@@ -31,7 +31,8 @@ const (
 	// names comes from the layer below.
 	MarkImplicit = "trusted.daxfs.implicit"
 	// MarkLink says that the file is a hard link to the path in its value,
-	// which the layer itself does not have.
+	// which the layer itself does not have. Mode, owner, time and other
+	// attributes are what the link gives to that file.
 	MarkLink = "trusted.daxfs.link"
 
 	overlayPrefix = "trusted.overlay."

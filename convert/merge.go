@@ -19,6 +19,7 @@ import (
 func Merge(layers []*mkdaxfs.Tree) (*mkdaxfs.Tree, error) {
 	m := merger{layers: layers}
 	m.graftAll()
+	m.linkAll()
 	layers = m.layers
 	stack := m.rootView(len(layers))
 	meta := make([]*mkdaxfs.Node, 0, len(layers))
@@ -35,6 +36,9 @@ func Merge(layers []*mkdaxfs.Tree) (*mkdaxfs.Tree, error) {
 type merger struct {
 	layers []*mkdaxfs.Tree // lowest first
 	slab   []mkdaxfs.Node
+	// linked are files with what links of higher layers say about them, by what
+	// their own layer has: see linkAll.
+	linked map[*mkdaxfs.Node]*mkdaxfs.Node
 }
 
 // source is a directory of one layer.
@@ -93,7 +97,7 @@ func (m *merger) single(path string, out *mkdaxfs.Node, s source) error {
 	cand := make([]source, 1)
 	for _, c := range s.n.Children {
 		n := c.Node
-		if n.IsDir() || n.IsWhiteout() || len(n.Xattrs) > 0 {
+		if n.IsDir() || n.IsWhiteout() || len(n.Xattrs) > 0 || len(m.linked) > 0 {
 			cand[0] = source{n, s.layer}
 			var err error
 			if n, err = m.name(path, c.Name, cand); err != nil {
@@ -121,9 +125,9 @@ func (m *merger) name(path, name string, cand []source) (*mkdaxfs.Node, error) {
 			if err != nil {
 				return nil, fmt.Errorf("hard link %q: %w", join(path, name), err)
 			}
-			return n, nil
+			return m.file(n), nil
 		}
-		return top, nil
+		return m.file(top), nil
 	}
 	var stack []source
 	var meta []*mkdaxfs.Node

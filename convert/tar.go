@@ -259,9 +259,8 @@ func (t *tarImport) link(hdr *tar.Header, dir *mkdaxfs.Node, base string) error 
 		path := strings.Join(append(real, elems[last]), "/")
 		target = &mkdaxfs.Node{Mode: disk.TypeRegular, Xattrs: []disk.Xattr{{Name: MarkLink, Value: path}}}
 	}
-	if dir.Lookup(base) == target {
-		return nil
+	if dir.Lookup(base) != target {
+		dir.Set(base, target)
 	}
-	dir.Set(base, target)
-	return nil
+	return t.again(target, hdr)
 }

@@ -38,18 +38,24 @@ func (t *tarImport) node(hdr *tar.Header, path string) (*mkdaxfs.Node, error) {
 	default:
 		return nil, fmt.Errorf("type %q is not known: %w", hdr.Typeflag, ErrBadLayer)
 	}
-	for _, id := range []int{hdr.Uid, hdr.Gid} {
-		if id < 0 || uint64(id) >= math.MaxUint32 {
-			return nil, fmt.Errorf("owner %d:%d, want ids of 0 to %d: %w", hdr.Uid, hdr.Gid, uint32(math.MaxUint32-1), ErrBadLayer)
-		}
-	}
-	n.UID, n.GID = uint32(hdr.Uid), uint32(hdr.Gid)
 	if disk.HasRdev(n.Mode) {
 		if hdr.Devmajor < 0 || hdr.Devmajor >= 1<<12 || hdr.Devminor < 0 || hdr.Devminor >= 1<<20 {
 			return nil, fmt.Errorf("device %d:%d, want at most %d:%d: %w", hdr.Devmajor, hdr.Devminor, 1<<12-1, 1<<20-1, ErrBadLayer)
 		}
 		n.Rdev = disk.EncodeDev(uint32(hdr.Devmajor), uint32(hdr.Devminor))
 	}
+	return n, t.attributes(n, hdr, path)
+}
+
+// attributes gives a node the owner and time of a header, and its extended
+// attributes beside those that it has.
+func (t *tarImport) attributes(n *mkdaxfs.Node, hdr *tar.Header, path string) error {
+	for _, id := range []int{hdr.Uid, hdr.Gid} {
+		if id < 0 || uint64(id) >= math.MaxUint32 {
+			return fmt.Errorf("owner %d:%d, want ids of 0 to %d: %w", hdr.Uid, hdr.Gid, uint32(math.MaxUint32-1), ErrBadLayer)
+		}
+	}
+	n.UID, n.GID = uint32(hdr.Uid), uint32(hdr.Gid)
 	n.Mtime, n.MtimeNsec = hdr.ModTime.Unix(), uint32(hdr.ModTime.Nanosecond())
 	clampTime(n, t.opts.MaxTime)
 	var xs []disk.Xattr
@@ -65,13 +71,27 @@ func (t *tarImport) node(hdr *tar.Header, path string) (*mkdaxfs.Node, error) {
 		}
 		xs = append(xs, disk.Xattr{Name: name, Value: value})
 	}
-	if len(xs) > 0 {
-		n.SetXattrs(xs)
-		if err := mkdaxfs.CheckXattrs(path, n.Xattrs); err != nil {
-			return nil, err
-		}
+	if len(xs) == 0 {
+		return nil
 	}
-	return n, nil
+	n.SetXattrs(over(n.Xattrs, xs))
+	return mkdaxfs.CheckXattrs(path, n.Xattrs)
+}
+
+// again gives a file what a hard link's entry says about it.
+func (t *tarImport) again(n *mkdaxfs.Node, hdr *tar.Header) error {
+	if !n.IsSymlink() {
+		n.Mode = n.Mode&^0o7777 | uint32(hdr.Mode&0o7777)
+	}
+	return t.attributes(n, hdr, hdr.Name)
+}
+
+// over returns attributes with others in the place of those of the same name.
+func over(old, xs []disk.Xattr) []disk.Xattr {
+	kept := slices.DeleteFunc(slices.Clone(old), func(o disk.Xattr) bool {
+		return slices.ContainsFunc(xs, func(x disk.Xattr) bool { return x.Name == o.Name })
+	})
+	return append(kept, xs...)
 }
 
 // xattrLoss says why an attribute of an archive is left out, or "". They are
