@@ -265,9 +265,18 @@ func (im *images) forget(img *image) {
 	im.mu.Unlock()
 }
 
-// sweep looks again whether the kernel is done with unmounted images. Who is at
-// one looks itself, and may be waiting for what calls this.
+// sweep looks again whether the kernel is done with unmounted images.
 func (im *images) sweep(ctx context.Context) {
+	for _, img := range im.all() {
+		img.mu.Lock()
+		im.settle(ctx, img)
+		img.mu.Unlock()
+	}
+}
+
+// sweepIdle is sweep without those images that somebody is at, who may be waiting
+// for what calls this.
+func (im *images) sweepIdle(ctx context.Context) {
 	for _, img := range im.all() {
 		if !img.mu.TryLock() {
 			continue
