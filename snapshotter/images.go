@@ -34,6 +34,7 @@ type images struct {
 
 	mu    sync.Mutex
 	byKey map[key]*image
+	users map[string]*image // by the snapshot's id
 }
 
 type image struct {
@@ -43,7 +44,7 @@ type image struct {
 	mount  *mountRecord
 	leave  []*mountRecord // unmounted, but the kernel may still have them
 	unpin  func()         // set while mount or leave is
-	users  map[string]struct{}
+	users  int            // how many of images.users; changed under both locks
 	target string
 }
 
@@ -66,7 +67,9 @@ type mountRecord struct {
 	Boot   string `json:"boot"`   // boot id of the kernel that has the mount
 }
 
-func newImages(dir string) *images { return &images{dir: dir, byKey: make(map[key]*image)} }
+func newImages(dir string) *images {
+	return &images{dir: dir, byKey: make(map[key]*image), users: make(map[string]*image)}
+}
 
 // stores are the pools that there are; another kernel's, whose images cost
 // nothing, first.
@@ -102,7 +105,7 @@ func (im *images) get(k key) *image {
 		im.mu.Lock()
 		img := im.byKey[k]
 		if img == nil {
-			img = &image{key: k, users: make(map[string]struct{}), target: im.target(k)}
+			img = &image{key: k, target: im.target(k)}
 			im.byKey[k] = img
 		}
 		im.mu.Unlock()
@@ -146,8 +149,18 @@ func (im *images) use(ctx context.Context, id string, c chain, parent string) (s
 			return "", err
 		}
 	}
-	img.users[id] = struct{}{}
+	im.addUser(img, id)
 	return img.target, nil
+}
+
+// addUser makes a snapshot a user of an image, which is locked.
+func (im *images) addUser(img *image, id string) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.users[id] == nil {
+		im.users[id] = img
+		img.users++
+	}
 }
 
 func (im *images) mount(ctx context.Context, img *image, c chain, parent string) error {
@@ -215,22 +228,33 @@ func (im *images) unmount(ctx context.Context, img *image) {
 	img.mount = nil
 }
 
-// unuse ends the use of an image by a snapshot; the last one unmounts it.
+// unuse ends the use of an image by a snapshot; the last one unmounts it. It
+// does not wait for other images: they may be waiting for a layer.
 func (im *images) unuse(ctx context.Context, id string) {
-	for _, img := range im.all() {
-		img.mu.Lock()
-		if _, ok := img.users[id]; ok {
-			delete(img.users, id)
-			im.settle(ctx, img)
-		}
-		img.mu.Unlock()
+	im.mu.Lock()
+	img := im.users[id]
+	im.mu.Unlock()
+	if img == nil {
+		return
+	}
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	im.mu.Lock()
+	used := im.users[id] == img
+	if used {
+		delete(im.users, id)
+		img.users--
+	}
+	im.mu.Unlock()
+	if used {
+		im.settle(ctx, img)
 	}
 }
 
 // settle unmounts an image without users and lets go of the pool's pin when
 // the kernel is done with it. img is locked.
 func (im *images) settle(ctx context.Context, img *image) {
-	if len(img.users) == 0 {
+	if img.users == 0 {
 		im.unmount(ctx, img)
 	}
 	before := len(img.leave)
@@ -248,7 +272,7 @@ func (im *images) settle(ctx context.Context, img *image) {
 
 // forget drops an entry that holds nothing. img is locked.
 func (im *images) forget(img *image) {
-	if len(img.users) > 0 || img.mount != nil || len(img.leave) > 0 {
+	if img.users > 0 || img.mount != nil || len(img.leave) > 0 {
 		return
 	}
 	if img.unpin != nil {
@@ -265,9 +289,18 @@ func (im *images) forget(img *image) {
 	im.mu.Unlock()
 }
 
-// sweep looks again whether the kernel is done with unmounted images. Who is at
-// one looks itself, and may be waiting for what calls this.
+// sweep looks again whether the kernel is done with unmounted images.
 func (im *images) sweep(ctx context.Context) {
+	for _, img := range im.all() {
+		img.mu.Lock()
+		im.settle(ctx, img)
+		img.mu.Unlock()
+	}
+}
+
+// sweepIdle is sweep without those images that somebody is at, who may be waiting
+// for what calls this.
+func (im *images) sweepIdle(ctx context.Context) {
 	for _, img := range im.all() {
 		if !img.mu.TryLock() {
 			continue

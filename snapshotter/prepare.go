@@ -35,6 +35,10 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if sn.info.Kind == snapshots.KindCommitted {
 		return nil, fmt.Errorf("snapshot %q is committed, it has no mounts: %w", key, errdefs.ErrFailedPrecondition)
 	}
+	// It may have to bring back a lost layer, and make the image, with the image
+	// locked, and a collection waits for that lock.
+	s.collecting.RLock()
+	defer s.released(ctx)
 	return s.mounts(ctx, sn)
 }
 

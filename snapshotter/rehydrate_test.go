@@ -263,6 +263,40 @@ func TestRehydrateEarly(t *testing.T) {
 	r.check(t)
 }
 
+// A collection while a container waits for its layer ends neither of them.
+func TestRehydrateAndRemove(t *testing.T) {
+	r := newRehydrator(t)
+	one := r.image("a", "one", "", mib)
+	other := r.image("a", "other", "", mib)
+	if _, err := r.View(ctx, "a/9/view", one); err != nil {
+		t.Fatal(err)
+	}
+	r.lose()
+	r.hold("one")
+	r.start()
+	done := make(chan error, 2)
+	go func() {
+		_, err := r.Mounts(ctx, "a/9/view")
+		done <- err
+	}()
+	r.eventually("the layer to begin", func() bool { return slices.Contains(r.blobs.applied(), "one") })
+	time.Sleep(100 * time.Millisecond) // Mounts may wait for a layer that recovery began
+	go func() { done <- r.Remove(ctx, other) }()
+	time.Sleep(100 * time.Millisecond)
+	r.free("one")
+	for range 2 {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("the mount and the removal wait for each other")
+		}
+	}
+	r.eventually("only the layer of the view", func() bool { return r.layers() == 1 })
+}
+
 // Another kernel that asks for a chain that is lost gets it at once, all of it.
 // For one that no snapshot here is, the image has to be pulled.
 func TestRehydrateForOthers(t *testing.T) {

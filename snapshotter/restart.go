@@ -141,7 +141,7 @@ func (im *images) adoptOne(ctx context.Context, img *image, mounts int, users []
 	}
 	if img.mount != nil {
 		for _, id := range users {
-			img.users[id] = struct{}{}
+			im.addUser(img, id)
 		}
 		logger.WithField("users", len(users)).Info("mounted image taken over")
 		return

@@ -94,7 +94,8 @@ type Snapshotter struct {
 
 	// collecting is held shared by what makes things that nothing refers to
 	// yet (a layer before its snapshot is committed), and exclusively by what
-	// frees such things.
+	// frees such things. An image is locked inside it. Who holds it shared may
+	// take it again: nobody waits to have it exclusively, they only try.
 	collecting sync.RWMutex
 	pending    atomic.Bool // a collection had to be put off
 
