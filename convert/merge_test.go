@@ -124,13 +124,18 @@ func TestMerge(t *testing.T) {
 			a "new"
 			b "x"
 			c "x" == b`},
-		{"hard link to a lower layer", layers{{root, mkd("d"), reg("d/f", "x").mode(0o755)}, {}, {lnk("h", "d/f"), lnk("i", "h"), lnk("j", "d/f")}}, `
+		{"hard link to a lower layer", layers{{root, mkd("d"), reg("d/f", "x").mode(0o755)}, {}, {lnk("j", "d/f").mode(0o700), lnk("i", "j"), lnk("h", "d/f").mode(0o4711)}}, `
 			./
 			d/
-			d/f "x" mode=755
-			h "x" mode=755 == d/f
-			i "x" mode=755 == d/f
-			j "x" mode=755 == d/f`},
+			d/f "x" mode=4711
+			h "x" mode=4711 == d/f
+			i "x" mode=4711 == d/f
+			j "x" mode=4711 == d/f`},
+		{"hard link's attributes, by two layers", layers{{root, reg("f", "x").xattr("user.f", "1").xattr("user.g", "1")}, {lnk("g", "f").mode(0o700)}, {lnk("h", "g").mode(0o710).xattr("user.f", "2")}}, `
+			./
+			f "x" mode=710 user.f="2" user.g="1"
+			g "x" mode=710 user.f="2" user.g="1" == f
+			h "x" mode=710 user.f="2" user.g="1" == f`},
 		{"hard link to a lower file that the layer replaces", layers{{root, reg("f", "old")}, {lnk("h", "f"), reg("f", "new")}}, `
 			./
 			f "new"

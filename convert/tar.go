@@ -46,7 +46,7 @@ type TarOptions struct {
 // Names must be relative and must not contain "..", if not opts.Lenient: errors
 // name the entry and wrap ErrBadLayer or ErrTruncated.
 func FromTar(ctx context.Context, r io.Reader, store Store, opts TarOptions) (*mkdaxfs.Tree, []Warning, error) {
-	t := &tarImport{store: store, opts: opts}
+	t := &tarImport{store: store, opts: opts, below: make(map[string]*mkdaxfs.Node)}
 	t.root = t.missingDir()
 	end := &trailer{r: r}
 	tr := tar.NewReader(end)
@@ -123,6 +123,7 @@ type tarImport struct {
 	root     *mkdaxfs.Node
 	warnings []Warning
 	bytes    int64
+	below    map[string]*mkdaxfs.Node // links to files of lower layers, by their path
 	// whited are the names that the layer whites out, by directory. They are
 	// about lower layers only, wherever in the archive they stand, so they are
 	// applied at the end.
@@ -255,9 +256,13 @@ func (t *tarImport) link(hdr *tar.Header, dir *mkdaxfs.Node, base string) error 
 	case target == nil && t.opts.Plain:
 		return fmt.Errorf("hard link to %q, which is not there: %w", hdr.Linkname, ErrBadLayer)
 	case target == nil:
-		// Of a lower layer: Merge finds it, or says that it does not exist.
+		// Of a lower layer: Merge finds it, or says that it does not exist. All
+		// links to it are one file, so that the last one says what it is like.
 		path := strings.Join(append(real, elems[last]), "/")
-		target = &mkdaxfs.Node{Mode: disk.TypeRegular, Xattrs: []disk.Xattr{{Name: MarkLink, Value: path}}}
+		if target = t.below[path]; target == nil {
+			target = &mkdaxfs.Node{Mode: disk.TypeRegular, Xattrs: []disk.Xattr{{Name: MarkLink, Value: path}}}
+			t.below[path] = target
+		}
 	}
 	if dir.Lookup(base) != target {
 		dir.Set(base, target)

@@ -35,8 +35,8 @@ func TestFromTar(t *testing.T) {
 			cont ""
 			dir/ mode=1777
 			fifo fifo
-			file "data" mode=4755
-			hard "data" mode=4755 == file
+			file "data"
+			hard "data" == file
 			sym -> no where`},
 		{"metadata", []ent{reg("f", "").own(4294967294, 65536).at(-62135596800, 999999999).xattr("user.x", "1").xattr("security.capability", "\x01\x00")}, implicitRoot + `
 			f "" own=4294967294:65536 time=-62135596800.999999999 security.capability="\x01\x00" user.x="1"`},
@@ -135,15 +135,16 @@ func TestFromTar(t *testing.T) {
 }
 
 // TestFromTarLinkBelow: a hard link to what the layer does not have keeps the
-// path, without the symlinks that the layer has.
+// path, without the symlinks that the layer has, and what the last such link
+// says about the file.
 func TestFromTarLinkBelow(t *testing.T) {
 	s := new(memStore)
-	tree := layerTree(t, s, lnk("h", "lower/f"), sym("s", "x/y"), lnk("i", "/s/f"), lnk("j", "lower/f"))
+	tree := layerTree(t, s, lnk("j", "lower/f").mode(0o711), sym("s", "x/y"), lnk("i", "/s/f"), lnk("h", "lower/f").mode(0o600))
 	wantTree(t, s, tree, `
 		./ time=0.0 trusted.daxfs.implicit="y"
-		h "" mode=0 time=0.0 trusted.daxfs.link="lower/f"
-		i "" mode=0 time=0.0 trusted.daxfs.link="x/y/f"
-		j "" mode=0 time=0.0 trusted.daxfs.link="lower/f"
+		h "" mode=600 trusted.daxfs.link="lower/f"
+		i "" trusted.daxfs.link="x/y/f"
+		j "" mode=600 trusted.daxfs.link="lower/f" == h
 		s -> x/y`)
 }
 

@@ -80,11 +80,17 @@ func (t *tarImport) attributes(n *mkdaxfs.Node, hdr *tar.Header, path string) er
 
 // again gives a file what a hard link's entry says about it.
 func (t *tarImport) again(n *mkdaxfs.Node, hdr *tar.Header) error {
+	n.SetXattrs(n.WithoutXattr(capability))
 	if !n.IsSymlink() {
 		n.Mode = n.Mode&^0o7777 | uint32(hdr.Mode&0o7777)
 	}
 	return t.attributes(n, hdr, hdr.Name)
 }
+
+// capability goes with a change of owner, even to the same one (Linux, fs/attr.c,
+// ATTR_KILL_PRIV), and unpacking a hard link sets the owner. A link's entry that
+// has the attribute sets it again.
+const capability = "security.capability"
 
 // over returns attributes with others in the place of those of the same name.
 func over(old, xs []disk.Xattr) []disk.Xattr {
