@@ -2,7 +2,9 @@ package snapshotter
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
+	"hash"
 	"io"
 	"path/filepath"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/daxfs/containerd-daxfs/convert"
 	"github.com/daxfs/containerd-daxfs/daxmem"
@@ -79,12 +82,40 @@ func (u *Unpack) empty(ctx context.Context) (info snapshots.Info, err error) {
 }
 
 // Apply reads one layer, an uncompressed tar stream, to its end; file contents go
-// into the pool as they come. The snapshot can be committed then. After an error
-// nothing is left of the layer.
+// into the pool as they come. It returns the stream's digest and length: whoever
+// expects another diffID removes the snapshot, which can be committed otherwise.
+// After an error nothing is left of the layer.
 //
-// The stream's digest is the caller's business, who removes the snapshot if it is
-// not the diffID.
-func (u *Unpack) Apply(ctx context.Context, r io.Reader) error {
+// InvalidArgument: no layer, or one with what this file system cannot hold.
+// OutOfRange: the stream is longer than the pool. ResourceExhausted: the pool is
+// full.
+func (u *Unpack) Apply(ctx context.Context, r io.Reader) (diffID digest.Digest, size int64, err error) {
+	layer := &measured{r: r, hash: sha256.New(), limit: u.s.pool.Region().Size()}
+	if err := u.apply(ctx, layer); err != nil {
+		return "", layer.size, fmt.Errorf("unpack into snapshot %q: %w", u.key, err)
+	}
+	return digest.NewDigest(digest.SHA256, layer.hash), layer.size, nil
+}
+
+// measured hashes and counts what is read. A stream that is longer than the pool
+// is taken for a bomb: nothing but repetitions and padding could make such a layer
+// fit.
+type measured struct {
+	r           io.Reader
+	hash        hash.Hash
+	size, limit int64
+}
+
+func (m *measured) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	m.hash.Write(p[:n])
+	if m.size += int64(n); m.size > m.limit {
+		return n, fmt.Errorf("layer of more than %d bytes, the size of the pool: %w", m.limit, errdefs.ErrOutOfRange)
+	}
+	return n, err
+}
+
+func (u *Unpack) apply(ctx context.Context, r io.Reader) error {
 	s, start := u.s, time.Now()
 	s.collecting.RLock()
 	defer s.released(ctx)
@@ -96,18 +127,23 @@ func (u *Unpack) Apply(ctx context.Context, r io.Reader) error {
 	store := &importStore{imp: imp}
 	tree, warnings, err := convert.FromTar(ctx, r, store, convert.TarOptions{Verified: true, Lenient: true})
 	if err != nil {
-		return fmt.Errorf("unpack into snapshot %q: %w", u.key, err)
+		return err
 	}
 	for _, w := range warnings {
 		log.G(ctx).WithField("key", u.key).WithField("path", w.Path).WithField("reason", w.Reason).Warn("left out of a layer")
 	}
 	rec, err := publishLayer(ctx, s.pool, imp, tree, store.bytes, key{})
 	if err != nil {
-		return fmt.Errorf("unpack into snapshot %q: %w", u.key, err)
+		return err
 	}
 	_, unpin, err := s.pool.Pin(daxmem.KindLayer, rec.Key)
+	if errdefs.IsNotFound(err) {
+		// It was there, unused, and made room for another one in this moment. The
+		// stream cannot be read again.
+		return fmt.Errorf("layer %s was removed meanwhile, unpack it again: %w", key(rec.Key), errdefs.ErrUnavailable)
+	}
 	if err != nil {
-		return fmt.Errorf("unpack into snapshot %q: %w", u.key, err)
+		return err
 	}
 	defer unpin()
 	if err := s.refer(ctx, func(ctx context.Context) error {
@@ -122,7 +158,7 @@ func (u *Unpack) Apply(ctx context.Context, r io.Reader) error {
 		_, err = storage.UpdateInfo(ctx, info, "labels."+labelApplied)
 		return err
 	}); err != nil {
-		return fmt.Errorf("unpack into snapshot %q: %w", u.key, err)
+		return err
 	}
 	s.keepLayer(ctx, rec.Key)
 	log.G(ctx).WithField("key", u.key).WithField("layer", key(rec.Key)).WithField("entries", rec.Entries).

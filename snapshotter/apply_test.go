@@ -59,7 +59,7 @@ func apply(t testing.TB, r *rig, name, parent string, layer []byte) (committed s
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := u.Apply(ctx, bytes.NewReader(layer)); err != nil {
+	if _, _, err := u.Apply(ctx, bytes.NewReader(layer)); err != nil {
 		t.Fatal(err)
 	}
 	committed = "a/2/" + ref(name)
@@ -115,7 +115,7 @@ func TestApplyRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := u.Apply(ctx, bytes.NewReader(tarOf(t, entry{"etc/os", "one"}))); err != nil {
+	if _, _, err := u.Apply(ctx, bytes.NewReader(tarOf(t, entry{"etc/os", "one"}))); err != nil {
 		t.Fatal(err)
 	}
 	r.reopen(t)
@@ -167,22 +167,22 @@ func TestApplyBad(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := u.Apply(c.ctx, c.layer); !c.class(err) {
+			if _, _, err := u.Apply(c.ctx, c.layer); !c.class(err) {
 				t.Errorf("%v", err)
 			}
 			if used := r.used(t); used != 0 {
 				t.Errorf("%d bytes are left", used)
 			}
-			if err := u.Apply(ctx, bytes.NewReader(good)); err != nil {
+			if _, _, err := u.Apply(ctx, bytes.NewReader(good)); err != nil {
 				t.Fatal(err)
 			}
-			if err := u.Apply(ctx, bytes.NewReader(good)); !errdefs.IsFailedPrecondition(err) {
+			if _, _, err := u.Apply(ctx, bytes.NewReader(good)); !errdefs.IsFailedPrecondition(err) {
 				t.Errorf("a second layer: %v", err)
 			}
 			if err := r.Commit(ctx, "one", key); err != nil {
 				t.Fatal(err)
 			}
-			if err := u.Apply(ctx, bytes.NewReader(good)); !errdefs.IsNotFound(err) {
+			if _, _, err := u.Apply(ctx, bytes.NewReader(good)); !errdefs.IsNotFound(err) {
 				t.Errorf("after the commit: %v", err)
 			}
 			r.check(t)

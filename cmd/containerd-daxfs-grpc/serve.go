@@ -23,6 +23,7 @@ import (
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/config"
+	"github.com/daxfs/containerd-daxfs/internal/differ"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
 	"github.com/daxfs/containerd-daxfs/internal/version"
 	"github.com/daxfs/containerd-daxfs/snapshotter"
@@ -70,7 +71,7 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 			return fmt.Errorf("connect to containerd: %w", err)
 		}
 		defer func() { retErr = errors.Join(retErr, cl.Close()) }()
-		diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(&differ{sn, cl}, nil))
+		diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(differ.New(sn, differ.NewBlobs(cl.ContentStore(), cl.IntrospectionService())), nil))
 	}
 	working, stop := context.WithCancel(ctx)
 	var background sync.WaitGroup

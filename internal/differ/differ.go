@@ -1,0 +1,64 @@
+// Package differ unpacks layers from containerd's content store straight into the
+// pool, without a mount and without files: containerd's proxy plugin of type "diff".
+package differ
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/mount"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/daxfs/containerd-daxfs/snapshotter"
+)
+
+// Differ implements diff.Applier for the mounts of our snapshots that layers are
+// unpacked into. It may be called by several goroutines.
+type Differ struct {
+	sn    *snapshotter.Snapshotter
+	blobs *Blobs
+}
+
+var _ diff.Applier = (*Differ)(nil)
+
+// New returns a differ that reads blobs and unpacks into the pool of sn.
+func New(sn *snapshotter.Snapshotter, blobs *Blobs) *Differ { return &Differ{sn, blobs} }
+
+// Apply implements diff.Applier. The descriptor that it returns is of the layer
+// without compression: whoever asked compares its digest with the diffID.
+//
+// NotImplemented: the mounts are not of a snapshot of ours that takes a layer, or
+// nobody here can decompress the media type; containerd's next differ, if it has
+// one, takes the layer. NotFound: the namespace does not have the blob. After any
+// error nothing of the layer is left.
+func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	applied, err := d.apply(ctx, desc, mounts, opts)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("apply %s: %w", desc.Digest, err)
+	}
+	return applied, nil
+}
+
+func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts []diff.ApplyOpt) (applied ocispec.Descriptor, err error) {
+	var config diff.ApplyConfig
+	for _, o := range opts {
+		if err := o(ctx, desc, &config); err != nil {
+			return applied, err
+		}
+	}
+	u, err := d.sn.Unpack(ctx, mounts)
+	if err != nil {
+		return applied, err
+	}
+	layer, err := d.blobs.Layer(ctx, desc, config.ProcessorPayloads)
+	if err != nil {
+		return applied, err
+	}
+	diffID, size, err := u.Apply(ctx, layer)
+	if err := errors.Join(err, layer.Close()); err != nil {
+		return applied, err
+	}
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: size, Digest: diffID}, nil
+}
