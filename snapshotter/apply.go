@@ -21,31 +21,60 @@ import (
 	"github.com/daxfs/containerd-daxfs/daxmem"
 )
 
-// Unpack is an active snapshot that takes one layer.
+// Unpack takes one layer: of an active snapshot, or one that the pool has lost.
 type Unpack struct {
-	s       *Snapshotter
-	id, key string
+	s    *Snapshotter
+	into string // for messages
+	want key    // that has to come out, or zero
+	// done is called with the published layer, which is pinned.
+	done func(ctx context.Context, layer *daxmem.Record) error
 }
 
-// Unpack returns the snapshot that mounts belong to. NotImplemented: they are not
-// those of a snapshot that was prepared to be unpacked into here.
+// Unpack returns what takes the layer of the snapshot that mounts belong to.
+// NotImplemented: they are not those of a snapshot that was prepared to be unpacked
+// into here. FailedPrecondition: it has its layer.
 func (s *Snapshotter) Unpack(ctx context.Context, mounts []mount.Mount) (*Unpack, error) {
 	id, ok := s.unpackID(mounts)
 	if !ok || s.pool == nil {
 		return nil, fmt.Errorf("mounts are not those of a layer to be unpacked: %w", errdefs.ErrNotImplemented)
 	}
-	u := &Unpack{s: s, id: id}
-	return u, s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+	var name string
+	if err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		all, err := storage.IDMap(ctx)
 		if err != nil {
 			return fmt.Errorf("find snapshot %s: %w", id, err)
 		}
-		if u.key, ok = all[id]; !ok {
+		if name, ok = all[id]; !ok {
 			return fmt.Errorf("snapshot with directory %s: %w", id, errdefs.ErrNotFound)
 		}
-		_, err = u.empty(ctx)
+		_, err = empty(ctx, id, name)
 		return err
-	})
+	}); err != nil {
+		return nil, err
+	}
+	return &Unpack{s: s, into: fmt.Sprintf("snapshot %q", name), done: func(ctx context.Context, layer *daxmem.Record) error {
+		return s.applied(ctx, id, name, layer)
+	}}, nil
+}
+
+// applied notes that a snapshot will be committed as a layer, which is pinned.
+func (s *Snapshotter) applied(ctx context.Context, id, name string, layer *daxmem.Record) error {
+	if err := s.refer(ctx, func(ctx context.Context) error {
+		info, err := empty(ctx, id, name)
+		if err != nil {
+			return err
+		}
+		if info.Labels == nil {
+			info.Labels = make(map[string]string)
+		}
+		info.Labels[labelApplied] = hexKey(layer.Key)
+		_, err = storage.UpdateInfo(ctx, info, "labels."+labelApplied)
+		return err
+	}); err != nil {
+		return err
+	}
+	s.keepLayer(ctx, layer.Key)
+	return nil
 }
 
 // unpackID finds the directory in the mounts that Prepare gives to an unpack.
@@ -67,16 +96,16 @@ func (s *Snapshotter) unpackID(mounts []mount.Mount) (id string, ok bool) {
 
 // empty returns the snapshot if nothing was unpacked into it yet. It needs a
 // transaction.
-func (u *Unpack) empty(ctx context.Context) (info snapshots.Info, err error) {
-	id, info, _, err := storage.GetInfo(ctx, u.key)
+func empty(ctx context.Context, id, name string) (snapshots.Info, error) {
+	now, info, _, err := storage.GetInfo(ctx, name)
 	switch {
 	case err != nil:
-	case id != u.id:
-		err = fmt.Errorf("snapshot %q was made anew: %w", u.key, errdefs.ErrNotFound)
+	case now != id:
+		err = fmt.Errorf("snapshot %q was made anew: %w", name, errdefs.ErrNotFound)
 	case info.Kind != snapshots.KindActive || !isUnpack(info):
-		err = fmt.Errorf("snapshot %q takes no layer: %w", u.key, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("snapshot %q takes no layer: %w", name, errdefs.ErrFailedPrecondition)
 	case info.Labels[labelApplied] != "":
-		err = fmt.Errorf("snapshot %q has its layer: %w", u.key, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("snapshot %q has its layer: %w", name, errdefs.ErrFailedPrecondition)
 	}
 	return info, err
 }
@@ -92,7 +121,7 @@ func (u *Unpack) empty(ctx context.Context) (info snapshots.Info, err error) {
 func (u *Unpack) Apply(ctx context.Context, r io.Reader) (diffID digest.Digest, size int64, err error) {
 	layer := &measured{r: r, hash: sha256.New(), limit: u.s.pool.Region().Size()}
 	if err := u.apply(ctx, layer); err != nil {
-		return "", layer.size, fmt.Errorf("unpack into snapshot %q: %w", u.key, err)
+		return "", layer.size, fmt.Errorf("unpack into %s: %w", u.into, err)
 	}
 	return digest.NewDigest(digest.SHA256, layer.hash), layer.size, nil
 }
@@ -130,9 +159,9 @@ func (u *Unpack) apply(ctx context.Context, r io.Reader) error {
 		return err
 	}
 	for _, w := range warnings {
-		log.G(ctx).WithField("key", u.key).WithField("path", w.Path).WithField("reason", w.Reason).Warn("left out of a layer")
+		log.G(ctx).WithField("into", u.into).WithField("path", w.Path).WithField("reason", w.Reason).Warn("left out of a layer")
 	}
-	rec, err := publishLayer(ctx, s.pool, imp, tree, store.bytes, key{})
+	rec, err := publishLayer(ctx, s.pool, imp, tree, store.bytes, u.want)
 	if err != nil {
 		return err
 	}
@@ -146,22 +175,10 @@ func (u *Unpack) apply(ctx context.Context, r io.Reader) error {
 		return err
 	}
 	defer unpin()
-	if err := s.refer(ctx, func(ctx context.Context) error {
-		info, err := u.empty(ctx)
-		if err != nil {
-			return err
-		}
-		if info.Labels == nil {
-			info.Labels = make(map[string]string)
-		}
-		info.Labels[labelApplied] = hexKey(rec.Key)
-		_, err = storage.UpdateInfo(ctx, info, "labels."+labelApplied)
-		return err
-	}); err != nil {
+	if err := u.done(ctx, rec); err != nil {
 		return err
 	}
-	s.keepLayer(ctx, rec.Key)
-	log.G(ctx).WithField("key", u.key).WithField("layer", key(rec.Key)).WithField("entries", rec.Entries).
+	log.G(ctx).WithField("into", u.into).WithField("layer", key(rec.Key)).WithField("entries", rec.Entries).
 		WithField("bytes", rec.DataBytes).WithField("took", time.Since(start)).Info("layer unpacked into the pool")
 	return nil
 }

@@ -4,16 +4,20 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 )
@@ -228,4 +232,101 @@ func TestUnpackOthers(t *testing.T) {
 	if _, err := r.Unpack(ctx, gone); !errdefs.IsNotFound(err) {
 		t.Errorf("a snapshot that is gone: %v", err)
 	}
+}
+
+// A layer that is in the pool under other layers is found by its diffID, neither
+// fetched nor unpacked, sequentially and in parallel.
+func TestApplyKnownDiffID(t *testing.T) {
+	r := start(t)
+	sha := func(s string) digest.Digest { return digest.FromString(s) }
+	labels := func(chain, below, diffID digest.Digest) snapshots.Opt {
+		l := map[string]string{"containerd.io/snapshot.ref": chain.String(), snapshots.LabelSnapshotDiffID: diffID.String()}
+		if below != "" {
+			l["containerd.io/snapshot/parent-chain-id"] = below.String()
+		}
+		return snapshots.WithLabels(l)
+	}
+	layer := func(chain, below, diffID digest.Digest) {
+		t.Helper()
+		parent := ""
+		if below != "" {
+			parent = "a/2/" + below.String()
+		}
+		l := labels(chain, below, diffID)
+		key := "a/1/extract " + chain.String()
+		mounts, err := r.Prepare(ctx, key, parent, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := r.Unpack(ctx, mounts)
+		if err == nil {
+			_, _, err = u.Apply(ctx, bytes.NewReader(tarOf(t, entry{diffID.Encoded(), diffID.String()})))
+		}
+		if err == nil {
+			err = r.Commit(ctx, "a/2/"+chain.String(), key, l)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	base, other, app, liar := sha("base"), sha("other"), sha("app"), sha("liar")
+	onBase, onOther, onLiar := identity.ChainID([]digest.Digest{base, app}), identity.ChainID([]digest.Digest{other, app}), identity.ChainID([]digest.Digest{base, liar})
+	layer(base, "", base)
+	layer(other, "", other)
+	layer(onLiar, base, app) // says that it is app, as an image could
+	l := labels(onOther, other, app)
+	for _, parent := range []string{"a/2/" + other.String(), ""} {
+		if mounts, err := r.Prepare(ctx, "a/3/new "+parent, parent, l); err != nil || len(mounts) != 1 || mounts[0].Type != "overlay" {
+			t.Fatalf("unknown layer on %q: %v, %v", parent, mounts, err)
+		}
+		if err := r.Remove(ctx, "a/3/new "+parent); err != nil {
+			t.Fatal(err)
+		}
+	}
+	layer(onBase, base, app)
+
+	mounts, err := r.Prepare(ctx, "a/3/staged", "", l)
+	if err != nil || len(mounts) != 1 || !slices.Contains(mounts[0].Options, "ro") {
+		t.Fatalf("parallel: mounts %v, %v, want read-only ones", mounts, err)
+	}
+	if err := r.Remove(ctx, "a/3/staged"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Prepare(ctx, "a/4/known", "a/2/"+other.String(), l); !errdefs.IsAlreadyExists(err) {
+		t.Fatalf("sequential: %v, want %v", err, errdefs.ErrAlreadyExists)
+	}
+	view, err := r.View(ctx, "a/9/view", "a/4/"+onOther.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, filepath.Join(view[0].Source, app.Encoded())) + read(t, filepath.Join(view[0].Source, other.Encoded())); got != app.String()+other.String() {
+		t.Errorf("read %q", got)
+	}
+
+	// The name goes with the last image that has the layer.
+	has := func() bool { _, err := r.pool.Chain([32]byte(digestBytes(t, app))); return err == nil }
+	for _, name := range []string{"a/9/view", "a/2/" + onBase.String(), "a/4/" + onOther.String()} {
+		if !has() {
+			t.Errorf("the pool does not know the layer by its diffID before %q is removed", name)
+		}
+		if err := r.Remove(ctx, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Cleanup(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if has() {
+		t.Error("the pool knows the layer of removed images")
+	}
+	r.check(t)
+}
+
+func digestBytes(t testing.TB, d digest.Digest) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(d.Encoded())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }

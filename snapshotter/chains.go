@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
 )
@@ -20,6 +22,41 @@ import (
 // chainName are the names of committed snapshots of image layers: a chainID
 // behind the "namespace/number/" of containerd's metadata.
 var chainName = regexp.MustCompile(`(?:^|/)sha256:([0-9a-f]{64})$`)
+
+// diffID returns the diffID of the layer on top of a chain that is not the lowest,
+// as containerd has put it on the layer's snapshot since 2.4. An older one passes on
+// what an image says of itself, so that it has to make the chainID.
+//
+// A layer alone is a chain whose chainID is its diffID: by that name the pool finds
+// it for whoever has it on other layers.
+func diffID(labels map[string]string, chain, below [32]byte) (id [32]byte, ok bool) {
+	if below == [32]byte{} {
+		return id, false
+	}
+	d, err := digest.Parse(labels[snapshots.LabelSnapshotDiffID])
+	if err != nil || identity.ChainID([]digest.Digest{sha256Digest(below), d}) != sha256Digest(chain) {
+		return id, false
+	}
+	_, err = hex.Decode(id[:], []byte(d.Encoded()))
+	return id, err == nil && d.Algorithm() == digest.SHA256
+}
+
+// chainNames are the names by which the pool has a committed snapshot's layer.
+func chainNames(info snapshots.Info) (ids [][32]byte) {
+	id, ok := chainID(info.Name)
+	if !ok {
+		return nil
+	}
+	ids = append(ids, id)
+	if below, ok := chainID(info.Parent); ok {
+		if alone, ok := diffID(info.Labels, id, below); ok {
+			ids = append(ids, alone)
+		}
+	}
+	return ids
+}
+
+func sha256Digest(id [32]byte) digest.Digest { return digest.NewDigestFromBytes(digest.SHA256, id[:]) }
 
 // metadataPrefix is what containerd's metadata puts before a key.
 var metadataPrefix = regexp.MustCompile(`^[^/]+/[0-9]+/`)
@@ -35,15 +72,19 @@ func chainID(name string) (id [32]byte, ok bool) {
 }
 
 // publishChain lets others find the layer of an unpacked snapshot by its
-// chainID. parent is that of the committed snapshot, which a parallel unpack
-// tells at its end. The snapshot is there in any case.
+// chainID, and by its diffID. parent is that of the committed snapshot, which a
+// parallel unpack tells at its end. The snapshot is there in any case.
 func (s *Snapshotter) publishChain(ctx context.Context, name, parent string, sn *snapshot, layer [32]byte) {
 	id, ok := chainID(name)
 	below, okBelow := chainID(parent)
 	if s.pool == nil || !isUnpack(sn.info) || !ok || parent != "" && !okBelow {
 		return // a client's own doing, which is nobody else's business
 	}
-	if _, err := s.pool.PublishChain(ctx, id, layer, below); err != nil {
+	_, err := s.pool.PublishChain(ctx, id, layer, below)
+	if alone, ok := diffID(sn.info.Labels, id, below); ok && err == nil {
+		_, err = s.pool.PublishChain(ctx, alone, layer, [32]byte{})
+	}
+	if err != nil && !errdefs.IsNotFound(err) { // staged from another kernel's pool
 		log.G(ctx).WithError(err).WithField("key", name).Warn("publish chain")
 	}
 }
@@ -201,6 +242,9 @@ func (s *Snapshotter) findChain(ctx context.Context, id, below [32]byte, labels 
 			return st, rec, err
 		}
 	}
+	if rec, err := s.chainOfDiffID(ctx, id, below, labels); rec != nil || err != nil {
+		return s.images.own, rec, err
+	}
 	shared := s.images.shared
 	if shared == nil {
 		return nil, nil, nil
@@ -227,6 +271,23 @@ func (s *Snapshotter) findChain(ctx context.Context, id, below [32]byte, labels 
 	}
 	s.count(shared, daxmem.ChainUnpacked)
 	return nil, nil, nil
+}
+
+// chainOfDiffID makes a chain of a layer that this kernel's pool has by its diffID,
+// from other images; nil: it has not. Only owners make chains in a pool.
+func (s *Snapshotter) chainOfDiffID(ctx context.Context, id, below [32]byte, labels map[string]string) (*daxmem.Record, error) {
+	alone, ok := diffID(labels, id, below)
+	if s.pool == nil || !ok {
+		return nil, nil
+	}
+	rec, err := s.images.own.chainOn(ctx, alone, [32]byte{})
+	if err == nil {
+		rec, err = s.pool.PublishChain(ctx, id, rec.Digest, below)
+	}
+	if errdefs.IsNotFound(err) { // or removed in this moment
+		return nil, nil
+	}
+	return rec, err
 }
 
 // count notes how this kernel came by a chain that st has or should have had, if

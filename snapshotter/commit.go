@@ -80,9 +80,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	s.images.unuse(ctx, sn.id)
 	s.removeUpper(ctx, sn.id)
 	s.keepLayer(ctx, rec.Key)
-	if _, isStaged, _ := staged(sn.info); !isStaged { // then it has the record
-		s.publishChain(ctx, name, cmp.Or(base.Parent, sn.info.Parent), sn, rec.Key)
-	}
+	s.publishChain(ctx, name, cmp.Or(base.Parent, sn.info.Parent), sn, rec.Key)
 	return nil
 }
 

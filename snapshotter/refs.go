@@ -21,7 +21,8 @@ type Refs struct {
 	// Images are the committed snapshots whose chain makes an image, by its
 	// key, whether the pool has it already or not.
 	Images map[[32]byte][]string
-	// Chains are the committed snapshots with a chainID, by it.
+	// Chains are the committed snapshots with a chainID, by it, and by the diffID
+	// of their layer.
 	Chains map[[32]byte][]string
 	// Users are the active and view snapshots that stand on an image.
 	Users map[[32]byte][]string
@@ -51,7 +52,7 @@ func FindRefs(infos []snapshots.Info) *Refs {
 				continue
 			}
 			r.Layers[k] = append(r.Layers[k], info.Name)
-			if id, ok := chainID(info.Name); ok {
+			for _, id := range chainNames(info) {
 				r.Chains[id] = append(r.Chains[id], info.Name)
 			}
 			if c, ok := chainIn(byName, info.Name); ok {

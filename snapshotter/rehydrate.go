@@ -183,8 +183,9 @@ func (s *Snapshotter) bringChain(ctx context.Context, id [32]byte) error {
 	return err
 }
 
-// chainRecord is what a chain record says.
-type chainRecord struct{ id, layer, below [32]byte }
+// chainRecord is what a chain record says, and the diffID of its layer if that is
+// known and another name, or zero.
+type chainRecord struct{ id, layer, below, diffID [32]byte }
 
 // publishChains lets other kernels find the layers of committed snapshots that
 // are in the pool. It returns how many snapshots were meant.
@@ -198,11 +199,17 @@ func (s *Snapshotter) publishChains(ctx context.Context, which func(chainRecord)
 			continue
 		}
 		n++
-		if _, err := s.pool.Chain(c.id); err == nil {
-			continue
+		names := []chainRecord{c}
+		if c.diffID != [32]byte{} {
+			names = append(names, chainRecord{id: c.diffID, layer: c.layer})
 		}
-		if _, err := s.pool.PublishChain(ctx, c.id, c.layer, c.below); err != nil && !errdefs.IsNotFound(err) {
-			log.G(ctx).WithError(err).WithField("chain", key(c.id)).Warn("publish chain")
+		for _, c := range names {
+			if _, err := s.pool.Chain(c.id); err == nil {
+				continue
+			}
+			if _, err := s.pool.PublishChain(ctx, c.id, c.layer, c.below); err != nil && !errdefs.IsNotFound(err) {
+				log.G(ctx).WithError(err).WithField("chain", key(c.id)).Warn("publish chain")
+			}
 		}
 	}
 	return n, nil
@@ -222,7 +229,8 @@ func (s *Snapshotter) committedChains(ctx context.Context) (chains []chainRecord
 		id, ok := chainID(info.Name)
 		below, okBelow := chainID(info.Parent)
 		if ok && (info.Parent == "" || okBelow) {
-			chains = append(chains, chainRecord{id, k, below})
+			alone, _ := diffID(info.Labels, id, below)
+			chains = append(chains, chainRecord{id, k, below, alone})
 		}
 	})
 	return chains, err

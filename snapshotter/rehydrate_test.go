@@ -1,9 +1,11 @@
 package snapshotter_test
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -22,7 +24,7 @@ import (
 	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
-// blobStore is a content store with layers that fill makes. Applying the layer
+// blobStore is a content store with layers that fill makes. Unpacking the layer
 // of a name in held waits until free is called for it, or for the end.
 type blobStore struct {
 	mu    sync.Mutex
@@ -30,29 +32,99 @@ type blobStore struct {
 	held  map[string]chan struct{}
 	begun []string
 	away  bool // it cannot be asked
+	walked bool // the archives make other layers than containerd's own differ
 }
 
 func newBlobStore() *blobStore {
 	return &blobStore{fills: make(map[string]func(string)), held: make(map[string]chan struct{})}
 }
 
-func (b *blobStore) Apply(ctx context.Context, chain digest.Digest, mounts []mount.Mount) error {
+func (b *blobStore) Apply(ctx context.Context, chain digest.Digest, u *snapshotter.Unpack) error {
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(b.archive(ctx, chain, w)) }()
+	_, _, err := u.Apply(ctx, r)
+	r.Close()
+	return err
+}
+
+func (b *blobStore) archive(ctx context.Context, chain digest.Digest, w io.Writer) error {
+	dir, err := os.MkdirTemp("", "rehydrate")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	t := tar.NewWriter(w)
+	if b.walked {
+		if _, _, err := b.find(chain); err != nil {
+			return err
+		}
+		return errors.Join(t.WriteHeader(&tar.Header{Name: "./", Typeflag: tar.TypeDir, Mode: 0o711}), t.Close())
+	}
+	if err := b.unpack(ctx, chain, dir); err != nil {
+		return err
+	}
+	root, err := os.Stat(dir)
+	if err == nil {
+		err = t.WriteHeader(&tar.Header{Name: "./", Typeflag: tar.TypeDir, Mode: 0o755, ModTime: root.ModTime(), Format: tar.FormatPAX})
+	}
+	files, rerr := os.ReadDir(dir)
+	if err := errors.Join(err, rerr); err != nil {
+		return err
+	}
+	for _, f := range files {
+		fi, err := f.Info()
+		if err != nil {
+			return err
+		}
+		body, err := os.ReadFile(filepath.Join(dir, f.Name()))
+		if err != nil {
+			return err
+		}
+		hdr := &tar.Header{Name: f.Name(), Mode: int64(fi.Mode().Perm()), ModTime: fi.ModTime(), Size: fi.Size(), Format: tar.FormatPAX}
+		if err := t.WriteHeader(hdr); err != nil {
+			return err
+		}
+		if _, err := t.Write(body); err != nil {
+			return err
+		}
+	}
+	return t.Close()
+}
+
+func (b *blobStore) Walk(ctx context.Context, chain digest.Digest, mounts []mount.Mount) error {
+	return b.unpack(ctx, chain, upperOf(mounts))
+}
+
+func (b *blobStore) find(chain digest.Digest) (name string, fill func(string), err error) {
 	b.mu.Lock()
-	name, fill := "", (func(string))(nil)
+	defer b.mu.Unlock()
 	for n, f := range b.fills {
 		if ref(n) == chain.String() {
 			name, fill = n, f
 		}
 	}
-	held, away := b.held[name], b.away
+	switch {
+	case b.away:
+		err = fmt.Errorf("dial: %w", errdefs.ErrUnavailable)
+	case fill == nil:
+		err = fmt.Errorf("blob of %q is not there, fetch it: %w", name, errdefs.ErrNotFound)
+	}
+	return name, fill, err
+}
+
+func (b *blobStore) unpack(ctx context.Context, chain digest.Digest, dir string) error {
+	name, fill, err := b.find(chain)
+	b.mu.Lock()
+	held := b.held[name]
 	b.begun = append(b.begun, name)
 	b.mu.Unlock()
-	if away {
-		return fmt.Errorf("dial: %w", errdefs.ErrUnavailable)
+	if err != nil {
+		return err
 	}
 	if held != nil {
 		// Half of a layer, for those who look at the directory.
-		if err := os.WriteFile(filepath.Join(upperOf(mounts), "half"), []byte("half"), 0o644); err != nil {
+		half := filepath.Join(dir, "half")
+		if err := os.WriteFile(half, []byte("half"), 0o644); err != nil {
 			return err
 		}
 		select {
@@ -60,14 +132,11 @@ func (b *blobStore) Apply(ctx context.Context, chain digest.Digest, mounts []mou
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if err := os.Remove(filepath.Join(upperOf(mounts), "half")); err != nil {
+		if err := os.Remove(half); err != nil {
 			return err
 		}
 	}
-	if fill == nil {
-		return fmt.Errorf("blob of %q is not there, fetch it: %w", name, errdefs.ErrNotFound)
-	}
-	fill(upperOf(mounts))
+	fill(dir)
 	return nil
 }
 
@@ -162,7 +231,13 @@ func (r *rehydrator) hold(names ...string) {
 // What a reboot takes comes back from the content store, each layer once,
 // whoever needs it, with its names.
 func TestRehydrate(t *testing.T) {
+	t.Run("archive", func(t *testing.T) { testRehydrate(t, false) })
+	t.Run("walked", func(t *testing.T) { testRehydrate(t, true) })
+}
+
+func testRehydrate(t *testing.T, walked bool) {
 	r := newRehydrator(t)
+	r.blobs.walked = walked
 	one := r.image("a", "one", "", mib)
 	two := r.image("a", "two", one, mib)
 	r.image("a", "big", "", 8*mib)
@@ -407,6 +482,7 @@ func TestRehydrateUnavailable(t *testing.T) {
 // Close ends what is being applied; the next start does it again.
 func TestRehydrateClose(t *testing.T) {
 	r := newRehydrator(t)
+	r.blobs.walked = true // which has directories to look at
 	name := r.image("a", "image", "", mib)
 	r.lose()
 	r.hold("image")
@@ -429,6 +505,7 @@ func TestRehydrateClose(t *testing.T) {
 // needs any more by the end goes.
 func TestRehydrateAndCollect(t *testing.T) {
 	r := newRehydrator(t)
+	r.blobs.walked = true // which has directories to look at
 	stays := r.image("a", "stays", "", mib)
 	goes := r.image("a", "goes", "", mib)
 	third := r.image("a", "third", "", mib)

@@ -174,7 +174,7 @@ func Live(ctx context.Context, ms *storage.MetaStore) (*LiveSet, error) {
 				return nil
 			}
 			live.layers[k] = struct{}{}
-			if id, ok := chainID(info.Name); ok {
+			for _, id := range chainNames(info) {
 				live.chains[id] = struct{}{}
 			}
 			if c, err := chainOf(ctx, info.Name); err == nil {

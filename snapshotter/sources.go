@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
@@ -53,20 +55,23 @@ func (c *copies) String() string { return c.name }
 
 func (c *copies) bring(ctx context.Context, k key) error { return copyLayer(ctx, c.from, c.to, k) }
 
-// Content is where layers are kept as blobs: containerd's content store.
+// Content is where layers are kept as blobs: containerd's content store. Both ways
+// to unpack the layer on top of a chain end with ctx, and are called by several
+// goroutines. NotFound: the layer's blob is not there; the message is for people
+// and says of which image it is and how to get it. Unavailable: the content store
+// cannot be asked for now.
 type Content interface {
-	// Apply unpacks the layer on top of a chain into mounts, which are those of
-	// an empty snapshot that an unpack has prepared, and leaves them to the
-	// caller. NotFound: the layer's blob is not there; the message is for people
-	// and says of which image it is and how to get it. Unavailable: it cannot be
-	// asked for now. Apply ends with ctx, and is called by several goroutines.
-	Apply(ctx context.Context, chainID digest.Digest, mounts []mount.Mount) error
+	// Apply reads the layer into u.
+	Apply(ctx context.Context, chainID digest.Digest, u *Unpack) error
+	// Walk has containerd's own differ unpack the layer into mounts, which are
+	// those of an empty snapshot that an unpack has prepared, and leaves them to
+	// the caller.
+	Walk(ctx context.Context, chainID digest.Digest, mounts []mount.Mount) error
 }
 
-// blobs are layers that have to be unpacked again. containerd would not do it:
-// it believes that their snapshots are there. So its differ gets a directory as
-// an unpack's Prepare makes it, and what Commit makes of it must have the key
-// that the snapshots name.
+// blobs are layers that have to be unpacked again. containerd would not do it: it
+// believes that their snapshots are there. What comes out must have the key that
+// the snapshots name.
 type blobs struct {
 	s       *Snapshotter
 	content Content
@@ -106,7 +111,25 @@ func (b *blobs) bring(ctx context.Context, k key) error {
 
 // unpack publishes the layer k from the blob on top of a chain. NotFound: there
 // is none.
+//
+// Our differ and containerd's make different layers of some archives: theirs
+// ignores the entry of the root, for one. The snapshots do not say whose they are.
 func (b *blobs) unpack(ctx context.Context, k key, chain [32]byte) error {
+	id := sha256Digest(chain)
+	err := b.content.Apply(ctx, id, &Unpack{
+		s: b.s, into: fmt.Sprintf("lost layer %s", k), want: k,
+		done: func(context.Context, *daxmem.Record) error { return nil },
+	})
+	if !errors.Is(err, errOtherLayer) {
+		return err
+	}
+	log.G(ctx).WithError(err).WithField("layer", k).Debug("not a layer of our differ")
+	return b.walk(ctx, k, id)
+}
+
+// walk is unpack by containerd's own differ, which gets a directory as an unpack's
+// Prepare makes it.
+func (b *blobs) walk(ctx context.Context, k key, chainID digest.Digest) error {
 	// Not among those of snapshots: a collection removes what is nobody's there,
 	// and should not have to wait for this.
 	if err := os.MkdirAll(b.s.unpackDir(), 0o700); err != nil {
@@ -121,7 +144,7 @@ func (b *blobs) unpack(ctx context.Context, k key, chain [32]byte) error {
 	if err != nil {
 		return err
 	}
-	if err := b.content.Apply(ctx, digest.NewDigestFromBytes(digest.SHA256, chain[:]), unpackMounts(dir, nil)); err != nil {
+	if err := b.content.Walk(ctx, chainID, unpackMounts(dir, nil)); err != nil {
 		return err
 	}
 	_, err = importDir(ctx, b.s.pool, filepath.Join(dir, "fs"), fi.ModTime(), k)

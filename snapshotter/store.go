@@ -168,8 +168,11 @@ func (s *Snapshotter) moveLayers(ctx context.Context, former *daxmem.Pool) error
 	return nil
 }
 
+// errOtherLayer: the layer that was wanted is not what the contents make.
+var errOtherLayer = fmt.Errorf("it is another layer: %w", ErrLayerLost)
+
 // publishLayer makes a layer of a tree whose files an import holds. want is as
-// for importDir; ErrLayerLost: the layer is another one.
+// for importDir; errOtherLayer: the layer is another one.
 func publishLayer(ctx context.Context, pool *daxmem.Pool, imp *daxmem.Import, tree *mkdaxfs.Tree, bytes int64, want key) (*daxmem.Record, error) {
 	layout, err := mkdaxfs.NewLayout(tree, mkdaxfs.Options{Layer: true})
 	if err != nil {
@@ -180,7 +183,7 @@ func publishLayer(ctx context.Context, pool *daxmem.Pool, imp *daxmem.Import, tr
 		return nil, err
 	}
 	if want != (key{}) && k != want {
-		return nil, fmt.Errorf("its contents make the layer %s: %w", key(k), ErrLayerLost)
+		return nil, fmt.Errorf("its contents make the layer %s: %w", key(k), errOtherLayer)
 	}
 	return imp.PublishLayer(ctx, k, disk.BlockSize+layout.MetaSize(), func(off int64) ([]byte, error) {
 		return emit(layout, inPool(pool, off))

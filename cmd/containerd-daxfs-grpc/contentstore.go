@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/daxfs/containerd-daxfs/internal/differ"
 	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
@@ -29,8 +30,7 @@ const catalogAge = 2 * time.Second
 // dialWait is how long a call waits for containerd's socket to appear.
 const dialWait = 2 * time.Second
 
-// contentStore unpacks layers from containerd's content store, with containerd's
-// own differ. It connects for each call: containerd may come and go, and a
+// contentStore unpacks layers from containerd's content store. It connects for each call: containerd may come and go, and a
 // connection that has waited for it for long tries again late.
 type contentStore struct {
 	address string // containerd's socket
@@ -58,7 +58,22 @@ func newContentStore(address string) *contentStore {
 }
 
 // Apply implements snapshotter.Content.
-func (c *contentStore) Apply(ctx context.Context, chainID digest.Digest, mounts []mount.Mount) (err error) {
+func (c *contentStore) Apply(ctx context.Context, chainID digest.Digest, u *snapshotter.Unpack) error {
+	return c.unpack(ctx, chainID, func(ctx context.Context, cl *client.Client, layer ocispec.Descriptor) (ocispec.Descriptor, error) {
+		return differ.NewBlobs(cl.ContentStore(), cl.IntrospectionService()).Unpack(ctx, layer, nil, u)
+	})
+}
+
+// Walk implements snapshotter.Content.
+func (c *contentStore) Walk(ctx context.Context, chainID digest.Digest, mounts []mount.Mount) error {
+	return c.unpack(ctx, chainID, func(ctx context.Context, cl *client.Client, layer ocispec.Descriptor) (ocispec.Descriptor, error) {
+		return cl.DiffService().Apply(ctx, layer, mounts)
+	})
+}
+
+// unpack finds the blob of the layer on top of a chain, and compares what comes out
+// with the layer's diffID.
+func (c *contentStore) unpack(ctx context.Context, chainID digest.Digest, apply func(context.Context, *client.Client, ocispec.Descriptor) (ocispec.Descriptor, error)) (err error) {
 	cl, err := c.connect()
 	if err != nil {
 		return fmt.Errorf("connect to containerd: %w", err)
@@ -78,25 +93,20 @@ func (c *contentStore) Apply(ctx context.Context, chainID digest.Digest, mounts 
 		} else if err != nil {
 			return fmt.Errorf("look for blob %s: %w", b.Digest, err)
 		}
-		return b.apply(ctx, cl, mounts)
+		applied, err := apply(ctx, cl, b.Descriptor)
+		if err == nil && applied.Digest != b.diffID {
+			err = fmt.Errorf("it unpacks to %s, want %s: %w", applied.Digest, b.diffID, errdefs.ErrDataLoss)
+		}
+		if err != nil {
+			return fmt.Errorf("apply blob %s of image %s in namespace %s: %w", b.Digest, b.image, b.namespace, err)
+		}
+		log.G(ctx).WithField("blob", b.Digest).WithField("bytes", b.Size).WithField("image", b.image).WithField("namespace", b.namespace).
+			Info("blob applied again")
+		return nil
 	}
 	b := blobs[0]
 	return fmt.Errorf("containerd does not keep blob %s of image %s in namespace %s, which \"ctr --namespace %s content fetch %s\" brings back: %w",
 		b.Digest, b.image, b.namespace, b.namespace, b.image, errdefs.ErrNotFound)
-}
-
-func (b *layerBlob) apply(ctx context.Context, cl *client.Client, mounts []mount.Mount) error {
-	applied, err := cl.DiffService().Apply(ctx, b.Descriptor, mounts)
-	if err != nil {
-		return fmt.Errorf("apply blob %s of image %s in namespace %s: %w", b.Digest, b.image, b.namespace, err)
-	}
-	if applied.Digest != b.diffID {
-		return fmt.Errorf("apply blob %s of image %s in namespace %s: it unpacks to %s, want %s: %w",
-			b.Digest, b.image, b.namespace, applied.Digest, b.diffID, errdefs.ErrDataLoss)
-	}
-	log.G(ctx).WithField("blob", b.Digest).WithField("bytes", b.Size).WithField("image", b.image).WithField("namespace", b.namespace).
-		Info("blob applied again")
-	return nil
 }
 
 // find returns the blobs of the layer on top of a chain; the same one may be

@@ -42,7 +42,7 @@ func TestContentStoreUnavailable(t *testing.T) {
 	for _, name := range []string{"none", "stale"} {
 		c := newContentStore(filepath.Join(dir, name))
 		start := time.Now()
-		err := c.Apply(t.Context(), digest.FromString("chain"), nil)
+		err := c.Walk(t.Context(), digest.FromString("chain"), nil)
 		if !errdefs.IsUnavailable(err) {
 			t.Errorf("%s: %v, want %v", name, err, errdefs.ErrUnavailable)
 		}
@@ -168,12 +168,12 @@ func TestContentStoreFinds(t *testing.T) {
 	blobs, chains := k.image("one", "example.com/app:1", "base", "app")
 	k.image("two", "example.com/app:2", "base", "app")
 	want := []string{"one " + blobs[1].String()}
-	if err := c.Apply(t.Context(), chains[1], nil); err != nil || !slices.Equal(k.applied, want) {
+	if err := c.Walk(t.Context(), chains[1], nil); err != nil || !slices.Equal(k.applied, want) {
 		t.Errorf("applied %q, want %q: %v", k.applied, want, err)
 	}
 	k.remove("one", blobs[1])
 	want = append(want, "two "+blobs[1].String())
-	if err := c.Apply(t.Context(), chains[1], nil); err != nil || !slices.Equal(k.applied, want) {
+	if err := c.Walk(t.Context(), chains[1], nil); err != nil || !slices.Equal(k.applied, want) {
 		t.Errorf("applied %q, want %q: %v", k.applied, want, err)
 	}
 }
@@ -183,16 +183,16 @@ func TestContentStoreFinds(t *testing.T) {
 func TestContentStoreRefuses(t *testing.T) {
 	k, c := newKeptImages(t)
 	blobs, chains := k.image("one", "example.com/app:1", "base", "app")
-	err := c.Apply(t.Context(), digest.FromString("other"), nil)
+	err := c.Walk(t.Context(), digest.FromString("other"), nil)
 	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), fmt.Sprint("no image of containerd has the chain ", digest.FromString("other"))) {
 		t.Errorf("unknown chain: %v", err)
 	}
 	k.unpacks[blobs[1]] = digest.FromString("something else")
-	if err := c.Apply(t.Context(), chains[1], nil); !errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
+	if err := c.Walk(t.Context(), chains[1], nil); !errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
 		t.Errorf("another diffID: %v, want %v", err, errdefs.ErrDataLoss)
 	}
 	k.remove("one", blobs[0])
-	err = c.Apply(t.Context(), chains[0], nil)
+	err = c.Walk(t.Context(), chains[0], nil)
 	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "ctr --namespace one content fetch example.com/app:1") {
 		t.Errorf("blob that is not kept: %v", err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/typeurl/v2"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/daxfs/containerd-daxfs/snapshotter"
@@ -52,13 +53,18 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	if err != nil {
 		return applied, err
 	}
-	layer, err := d.blobs.Layer(ctx, desc, config.ProcessorPayloads)
+	return d.blobs.Unpack(ctx, desc, config.ProcessorPayloads, u)
+}
+
+// Unpack reads a layer into u, and returns the descriptor that Apply does.
+func (b *Blobs) Unpack(ctx context.Context, desc ocispec.Descriptor, payloads map[string]typeurl.Any, u *snapshotter.Unpack) (ocispec.Descriptor, error) {
+	layer, err := b.Layer(ctx, desc, payloads)
 	if err != nil {
-		return applied, err
+		return ocispec.Descriptor{}, err
 	}
 	diffID, size, err := u.Apply(ctx, layer)
 	if err := errors.Join(err, layer.Close()); err != nil {
-		return applied, err
+		return ocispec.Descriptor{}, err
 	}
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: size, Digest: diffID}, nil
 }
