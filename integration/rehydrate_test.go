@@ -19,7 +19,13 @@ func TestRehydrate(t *testing.T) {
 	if lab.Standin() {
 		t.Skip("the stand-in has no pool")
 	}
-	l := lab.New(t, lab.Config{Memory: true, Rebase: true, Parallel: 4})
+	t.Run("differ", func(t *testing.T) { testRehydrate(t, lab.Config{Differ: true}) })
+	t.Run("walking", func(t *testing.T) { testRehydrate(t, lab.Config{}) })
+}
+
+func testRehydrate(t *testing.T, config lab.Config) {
+	config.Memory, config.Rebase, config.Parallel = true, true, 4
+	l := lab.New(t, config)
 	ctx, other := l.Namespace("one"), l.Namespace("two")
 	l.Image("debian")
 	l.Image("nasty")

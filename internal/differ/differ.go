@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/typeurl/v2"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -49,6 +50,12 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 			return applied, err
 		}
 	}
+	// The call's namespace goes on to containerd.
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return applied, err
+	}
+	ctx = namespaces.WithNamespace(ctx, ns)
 	u, err := d.sn.Unpack(ctx, mounts)
 	if err != nil {
 		return applied, err
