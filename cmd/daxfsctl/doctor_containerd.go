@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,9 @@ const (
 	transferPlugin = "io.containerd.transfer.v1.local"
 	grpcPlugin     = "io.containerd.server.v1.grpc"
 	criPlugin      = "io.containerd.cri.v1.images"
+	diffPlugin     = "io.containerd.service.v1.diff-service"
 	snapshotType   = "io.containerd.snapshotter.v1"
+	diffType       = "io.containerd.differ.v1"
 )
 
 // containerd looks at its configuration, and at what the running one has made
@@ -46,7 +49,7 @@ func (d *doctor) containerd() {
 		d.add("containerd_config", ok, d.containerdConfig, "")
 	}
 	known := d.proxyPlugin(cfg)
-	d.unpack(ctx, cfg)
+	d.unpack(ctx, cfg, d.differ(ctx, cfg))
 	d.discards(ctx, cfg)
 	if d.running(containerdAddress(ctx, cfg)) && !known {
 		d.add("containerd_file", warn, "the running containerd has the snapshotter, "+d.containerdConfig+" has not",
@@ -96,6 +99,49 @@ func (d *doctor) proxyPlugin(cfg *srvconfig.Config) (known bool) {
 	return true
 }
 
+// differ checks whether containerd knows the daemon's differ, and returns the name
+// that it has, or should get.
+func (d *doctor) differ(ctx context.Context, cfg *srvconfig.Config) (differ string) {
+	const name = "differ"
+	for n, p := range cfg.ProxyPlugins {
+		if n != d.name && (p.Type == "diff" || p.Type == diffType) && strings.TrimPrefix(p.Address, "unix://") == d.cfg.Address && (differ == "" || n < differ) {
+			differ = n
+		}
+	}
+	if differ == "" {
+		differ = d.name + "-differ"
+		d.add(name, warn, "no [proxy_plugins] section of type \"diff\" names this daemon: layers are unpacked to disk and read again",
+			"add what stands below, and restart containerd")
+		d.addSnippet(differSnippet(differ, d.cfg))
+		return differ
+	}
+	order := struct {
+		Default []string `toml:"default"`
+	}{}
+	if _, err := cfg.Decode(ctx, diffPlugin, &order); err != nil {
+		d.add(name, fail, fmt.Sprintf("plugin %s: %s", diffPlugin, oneLine(err)), "correct "+d.containerdConfig)
+		return differ
+	}
+	section := "[proxy_plugins." + differ + "]"
+	if len(order.Default) == 0 || order.Default[0] != differ {
+		d.add(name, warn, section+" names this daemon, but is not the first in default of "+diffPlugin+": clients that unpack for themselves do not use it",
+			"put what stands below in place of it, and restart containerd")
+		d.addSnippet(differOrderSnippet(differ))
+		return differ
+	}
+	d.add(name, ok, section+" names this daemon", "")
+	return differ
+}
+
+// addSnippet adds a section to what has to be written into containerd's
+// configuration.
+func (d *doctor) addSnippet(text string) {
+	if strings.HasSuffix(d.snippet.String(), "\"\n") || strings.HasSuffix(d.snippet.String(), "]\n") {
+		d.snippet.WriteByte('\n')
+	}
+	d.snippet.WriteString(text)
+}
+
 // transferConfig is what matters here of the transfer service's.
 type transferConfig struct {
 	Parallel int `toml:"max_concurrent_unpacks"`
@@ -108,7 +154,7 @@ type transferConfig struct {
 
 // unpack checks whether the transfer service (ctr pull, CRI) unpacks for the
 // snapshotter.
-func (d *doctor) unpack(ctx context.Context, cfg *srvconfig.Config) {
+func (d *doctor) unpack(ctx context.Context, cfg *srvconfig.Config, differ string) {
 	const name = "transfer_unpack"
 	t := &transferConfig{}
 	if _, err := cfg.Decode(ctx, transferPlugin, t); err != nil {
@@ -123,20 +169,21 @@ func (d *doctor) unpack(ctx context.Context, cfg *srvconfig.Config) {
 		if t.Parallel < 2 {
 			detail += ", one layer after the other (max_concurrent_unpacks)"
 		}
+		if u.Differ != differ {
+			d.add(name, warn, fmt.Sprintf("%s, with differ %q, which unpacks to disk first", detail, cmp.Or(u.Differ, "walking")),
+				fmt.Sprintf("differ = %q in the unpack_config of %s", differ, d.name))
+			return
+		}
 		d.add(name, ok, detail, "")
 		return
 	}
 	d.add(name, fail, "no unpack_config of the transfer service names "+d.name+": ctr image pull and CRI do not unpack for it",
 		"add what stands below, and restart containerd")
-	names := []string{d.name}
 	if len(t.Unpack) == 0 {
 		// The first entry replaces containerd's default.
-		names = []string{defaults.DefaultSnapshotter, d.name}
+		d.addSnippet(unpackSnippet(defaults.DefaultSnapshotter, "walking"))
 	}
-	if strings.HasSuffix(d.snippet.String(), "\"\n") {
-		d.snippet.WriteByte('\n')
-	}
-	d.snippet.WriteString(unpackSnippet(names...))
+	d.addSnippet(unpackSnippet(d.name, differ))
 }
 
 // discards checks whether CRI throws away what a pool in memory is filled from

@@ -81,10 +81,57 @@ capabilities = ["rebase", "remap-ids"]
 root = "ROOT"
 `
 
+const differTOML = `[proxy_plugins.daxfs-differ]
+type = "diff"
+address = "SOCKET"
+[plugins.'io.containerd.service.v1.diff-service']
+default = ["daxfs-differ", "walking"]
+`
+
 const unpackTOML = `[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
 platform = "linux"
 snapshotter = "daxfs"
+differ = "daxfs-differ"
 `
+
+// The differ is not needed, but what is lost without it is said.
+func TestDoctorDiffer(t *testing.T) {
+	s := newSite(t)
+	s.serve()
+	snapshotter := "version = 3\n" + proxyTOML
+	for name, c := range map[string]struct {
+		text           string
+		differ, unpack verdict
+		detail         string // of one of them
+		snippet        []string
+	}{
+		"complete":      {snapshotter + unpackTOML + differTOML, ok, ok, "[proxy_plugins.daxfs-differ] names this daemon", nil},
+		"no differ":     {snapshotter + strings.Replace(unpackTOML, "daxfs-differ", "walking", 1), warn, warn, "to disk", []string{`type = "diff"`, `default = ["daxfs-differ", "walking"]`}},
+		"another's":     {snapshotter + unpackTOML + strings.Replace(differTOML, "SOCKET", "/elsewhere", 1), warn, ok, "to disk", []string{`type = "diff"`}},
+		"another name":  {snapshotter + strings.ReplaceAll(unpackTOML+differTOML, "daxfs-differ", "ours"), ok, ok, "[proxy_plugins.ours]", nil},
+		"not first":     {snapshotter + unpackTOML + strings.Replace(differTOML, `"daxfs-differ", "walking"`, `"walking", "daxfs-differ"`, 1), warn, ok, "clients that unpack for themselves", []string{`default = ["daxfs-differ", "walking"]`}},
+		"walking":       {snapshotter + strings.Replace(unpackTOML, "daxfs-differ", "walking", 1) + differTOML, ok, warn, `with differ "walking"`, nil},
+		"nothing there": {"version = 3\n", warn, fail, "", []string{`differ = "walking"`, `differ = "daxfs-differ"`, `type = "diff"`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := s.containerd(c.text)
+			df, u := d.find(t, "differ"), d.find(t, "transfer_unpack")
+			if df.Status != c.differ || u.Status != c.unpack {
+				t.Errorf("differ %s, transfer_unpack %s; want %s, %s", df.Status, u.Status, c.differ, c.unpack)
+			}
+			wants(t, df.Detail+u.Detail, c.detail)
+			wants(t, d.Snippet, c.snippet...)
+			if c.snippet == nil && d.Snippet != "" {
+				t.Errorf("snippet where nothing is missing:\n%s", d.Snippet)
+			}
+			if name == "nothing there" {
+				if again := s.containerd("version = 3\n" + d.Snippet); again.Snippet != "" || again.find(t, "differ").Status != ok {
+					t.Errorf("after adding it, there is still missing:\n%s", again.Snippet)
+				}
+			}
+		})
+	}
+}
 
 func TestDoctorContainerdConfig(t *testing.T) {
 	s := newSite(t)
@@ -109,8 +156,11 @@ func TestDoctorContainerdConfig(t *testing.T) {
 		"another name":      {"version = 3\n" + strings.ReplaceAll(proxyTOML+unpackTOML, "daxfs", "other"), fail, fail, "there is no [proxy_plugins.daxfs]", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := s.containerd(c.text)
+			d := s.containerd(c.text + differTOML)
 			p, u := d.find(t, "proxy_plugin"), d.find(t, "transfer_unpack")
+			if df := d.find(t, "differ"); df.Status != ok {
+				t.Errorf("differ: %+v", df)
+			}
 			if p.Status != c.proxy || u.Status != c.unpack {
 				t.Errorf("proxy_plugin %s, transfer_unpack %s; want %s, %s", p.Status, u.Status, c.proxy, c.unpack)
 			}
@@ -127,7 +177,7 @@ func TestDoctorContainerdConfig(t *testing.T) {
 			}
 			// What it says to add helps: alone where nothing else was, or in
 			// place of the section.
-			fixed := "version = 3\n" + d.Snippet
+			fixed := "version = 3\n" + differTOML + d.Snippet
 			if c.unpack == ok {
 				fixed += unpackTOML
 			}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/daxfs/containerd-daxfs/internal/config"
 )
@@ -19,19 +18,26 @@ func proxySnippet(name string, cfg *config.Config) string {
 `, name, cfg.Address, cfg.Root)
 }
 
-// unpackSnippet lets the transfer service unpack for snapshotters. A list
-// replaces containerd's own, which has overlayfs.
-func unpackSnippet(names ...string) string {
-	var b strings.Builder
-	for i, name := range names {
-		if i > 0 {
-			b.WriteByte('\n')
-		}
-		fmt.Fprintf(&b, `[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+// differSnippet names the daemon's differ to containerd, and has clients ask it.
+func differSnippet(name string, cfg *config.Config) string {
+	return fmt.Sprintf(`[proxy_plugins.%[1]s]
+  type = "diff"
+  address = %[2]q
+
+%[3]s`, name, cfg.Address, differOrderSnippet(name))
+}
+
+func differOrderSnippet(name string) string {
+	return fmt.Sprintf(`[plugins.'io.containerd.service.v1.diff-service']
+  default = [%q, "walking"]
+`, name)
+}
+
+// unpackSnippet lets the transfer service unpack for a snapshotter.
+func unpackSnippet(name, differ string) string {
+	return fmt.Sprintf(`[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
   platform = "linux"
   snapshotter = %q
-  differ = "walking"
-`, name)
-	}
-	return b.String()
+  differ = %q
+`, name, differ)
 }
