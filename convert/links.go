@@ -36,7 +36,7 @@ func (m *merger) linkBelow(dir *mkdaxfs.Node, layer int) {
 		n.UID, n.GID, n.Mtime, n.MtimeNsec = c.Node.UID, c.Node.GID, c.Node.Mtime, c.Node.MtimeNsec
 		xs := slices.DeleteFunc(slices.Clone(c.Node.Xattrs), func(x disk.Xattr) bool { return isMark(x.Name) })
 		n.Xattrs = nil
-		n.SetXattrs(over(m.file(target).WithoutXattr(capability), xs))
+		n.SetXattrs(over(m.file(target).Xattrs, xs))
 		if m.linked == nil {
 			m.linked = make(map[*mkdaxfs.Node]*mkdaxfs.Node)
 		}

@@ -166,9 +166,6 @@ func randomLayer(r *rand.Rand, files *[]string) []ent {
 				}
 				e = lnk(p, (*files)[r.IntN(len(*files))])
 			}
-			if kind >= 2 && r.IntN(3) == 0 {
-				e = e.xattr(capability, "\x01\x00\x00\x02"+string(rune('a'+r.IntN(4)))+strings.Repeat("\x00", 15))
-			}
 			ents = append(ents, stamp(e))
 		}
 	}

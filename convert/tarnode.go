@@ -78,19 +78,15 @@ func (t *tarImport) attributes(n *mkdaxfs.Node, hdr *tar.Header, path string) er
 	return mkdaxfs.CheckXattrs(path, n.Xattrs)
 }
 
-// again gives a file what a hard link's entry says about it.
+// again gives a file what a hard link's entry says about it. containerd's own differ
+// loses security.capability at this, because the kernel drops it when an owner is
+// set (fs/attr.c, ATTR_KILL_PRIV): that is no word of the archive's.
 func (t *tarImport) again(n *mkdaxfs.Node, hdr *tar.Header) error {
-	n.SetXattrs(n.WithoutXattr(capability))
 	if !n.IsSymlink() {
 		n.Mode = n.Mode&^0o7777 | uint32(hdr.Mode&0o7777)
 	}
 	return t.attributes(n, hdr, hdr.Name)
 }
-
-// capability goes with a change of owner, even to the same one (Linux, fs/attr.c,
-// ATTR_KILL_PRIV), and unpacking a hard link sets the owner. A link's entry that
-// has the attribute sets it again.
-const capability = "security.capability"
 
 // over returns attributes with others in the place of those of the same name.
 func over(old, xs []disk.Xattr) []disk.Xattr {
