@@ -3,6 +3,7 @@ package convert
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,16 +36,25 @@ type TarOptions struct {
 	// MaxTime, if not zero, is the latest modification time in seconds since
 	// 1970: later ones become it (SOURCE_DATE_EPOCH).
 	MaxTime int64
+	// MaxMeta is the most memory in bytes that the tree may take, about; 0 means
+	// DefaultMaxMeta. Archives of nothing but names compress to a thousandth.
+	MaxMeta int64
 	// Progress, if not nil, is told the bytes of file data read so far.
 	Progress func(bytes int64)
 }
+
+// DefaultMaxMeta is enough for a layer of about three million files.
+const DefaultMaxMeta = 1 << 30
+
+// nodeMemory is what a file takes in memory beside its name and attributes.
+const nodeMemory = 256
 
 // FromTar reads one uncompressed tar stream in one pass; file contents go to
 // store. The result is a sorted layer tree. r is read to its end, so that a
 // hash over it is complete.
 //
 // Names must be relative and must not contain "..", if not opts.Lenient: errors
-// name the entry and wrap ErrBadLayer or ErrTruncated.
+// name the entry and wrap ErrBadLayer, ErrTruncated or ErrTooLarge.
 func FromTar(ctx context.Context, r io.Reader, store Store, opts TarOptions) (*mkdaxfs.Tree, []Warning, error) {
 	t := &tarImport{store: store, opts: opts, below: make(map[string]*mkdaxfs.Node)}
 	t.root = t.missingDir()
@@ -61,7 +71,11 @@ func FromTar(ctx context.Context, r io.Reader, store Store, opts TarOptions) (*m
 		if err != nil {
 			return nil, nil, tarError(end.n, err)
 		}
-		if err := t.entry(ctx, hdr, tr); err != nil {
+		err = t.charge(hdr)
+		if err == nil {
+			err = t.entry(ctx, hdr, tr)
+		}
+		if err != nil {
 			if errors.Is(err, io.ErrUnexpectedEOF) {
 				err = fmt.Errorf("%w: %w", err, ErrTruncated)
 			}
@@ -123,6 +137,7 @@ type tarImport struct {
 	root     *mkdaxfs.Node
 	warnings []Warning
 	bytes    int64
+	meta     int64                    // memory of the tree, about
 	below    map[string]*mkdaxfs.Node // links to files of lower layers, by their path
 	// whited are the names that the layer whites out, by directory. They are
 	// about lower layers only, wherever in the archive they stand, so they are
@@ -133,6 +148,19 @@ type tarImport struct {
 type whited struct {
 	dir  *mkdaxfs.Node
 	name string
+}
+
+// charge accounts for what an entry adds to the tree, but for the directories above
+// it, for which missingDir does.
+func (t *tarImport) charge(hdr *tar.Header) error {
+	t.meta += nodeMemory + int64(len(hdr.Name)+len(hdr.Linkname))
+	for k, v := range hdr.PAXRecords {
+		t.meta += int64(len(k) + len(v))
+	}
+	if limit := cmp.Or(t.opts.MaxMeta, DefaultMaxMeta); t.meta > limit {
+		return fmt.Errorf("names and attributes so far take %d bytes of memory, want at most %d: %w", t.meta, limit, ErrTooLarge)
+	}
+	return nil
 }
 
 func (t *tarImport) warn(path, reason string) {

@@ -11,6 +11,7 @@ import (
 
 // missingDir is a directory that the archive has no entry for.
 func (t *tarImport) missingDir() *mkdaxfs.Node {
+	t.meta += nodeMemory
 	n := implicitDir()
 	if t.opts.Plain {
 		n.Xattrs = nil // no lower layer has another opinion

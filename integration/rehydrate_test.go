@@ -19,8 +19,8 @@ func TestRehydrate(t *testing.T) {
 	if lab.Standin() {
 		t.Skip("the stand-in has no pool")
 	}
-	t.Run("differ", func(t *testing.T) { testRehydrate(t, lab.Config{Differ: true}) })
-	t.Run("walking", func(t *testing.T) { testRehydrate(t, lab.Config{}) })
+	t.Run("differ", func(t *testing.T) { testRehydrate(t, lab.Config{}) })
+	t.Run("walking", func(t *testing.T) { testRehydrate(t, lab.Config{Walking: true}) })
 }
 
 func testRehydrate(t *testing.T, config lab.Config) {

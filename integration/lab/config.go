@@ -34,7 +34,7 @@ func (l *Lab) writeConfigs() {
     enable_remote_snapshot_annotations = "true"
 `, l.Socket(), strings.Join(caps, ", "), l.Root())
 		ours := "walking"
-		if l.Differ {
+		if !l.Walking && !l.Standin && !Standin() {
 			ours = "daxfs-differ"
 			proxy += fmt.Sprintf(`
 [proxy_plugins.daxfs-differ]

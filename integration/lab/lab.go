@@ -36,8 +36,8 @@ type Config struct {
 	Rebase bool
 	// Parallel is the number of layers unpacked at once; 0 and 1 mean one.
 	Parallel int
-	// Differ has layers unpacked by our own differ, straight into the pool.
-	Differ bool
+	// Walking has layers unpacked by containerd's own differ instead of ours.
+	Walking bool
 	// RemapIDs declares "remap-ids", without which containerd's client copies
 	// and chowns a whole image for a container in a user namespace.
 	RemapIDs bool
