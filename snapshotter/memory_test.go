@@ -1,6 +1,8 @@
 package snapshotter_test
 
 import (
+	"archive/tar"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -17,73 +19,108 @@ import (
 
 const memoryVar = "DAXFS_TEST_MEMORY_ROOT"
 
-// TestImportMemory imports a layer of 1 GiB in a process of its own, whose
-// resident memory must stay below 100 MB at all times.
+// TestImportMemory imports a layer of 1 GiB, from a directory and from an archive,
+// in processes of their own, whose resident memory must stay below 100 MB at all
+// times.
 func TestImportMemory(t *testing.T) {
 	if root := os.Getenv(memoryVar); root != "" {
-		importOnly(t, root)
+		importOnly(t, root, strings.HasSuffix(root, "archive"))
 		return
 	}
 	testutil.Root(t)
 	if testing.Short() {
 		t.Skip("writes 1 GiB")
 	}
-	root := t.TempDir()
-	defer testutil.UnmountBelow(t, root)
-	cmd := exec.Command(os.Args[0], "-test.run", "^TestImportMemory$", "-test.v")
-	cmd.Env = append(os.Environ(), memoryVar+"="+root)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	m := regexp.MustCompile(`peak (\d+) kB`).FindSubmatch(out)
-	if m == nil {
-		t.Fatalf("no figure in\n%s", out)
-	}
-	peak, err := strconv.ParseInt(string(m[1]), 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("resident memory peaked at %d kB", peak)
-	if limit := int64(100 << 20 >> 10); peak > limit && !raceEnabled {
-		t.Errorf("resident memory peaked at %d kB, want at most %d", peak, limit)
+	for _, from := range []string{"directory", "archive"} {
+		t.Run(from, func(t *testing.T) {
+			root := filepath.Join(t.TempDir(), from)
+			if err := os.Mkdir(root, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			defer testutil.UnmountBelow(t, root)
+			cmd := exec.Command(os.Args[0], "-test.run", "^TestImportMemory$", "-test.v")
+			cmd.Env = append(os.Environ(), memoryVar+"="+root)
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			m := regexp.MustCompile(`peak (\d+) kB`).FindSubmatch(out)
+			if m == nil {
+				t.Fatalf("no figure in\n%s", out)
+			}
+			peak, err := strconv.ParseInt(string(m[1]), 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("resident memory peaked at %d kB", peak)
+			if limit := int64(100 << 20 >> 10); peak > limit && !raceEnabled {
+				t.Errorf("resident memory peaked at %d kB, want at most %d", peak, limit)
+			}
+		})
 	}
 }
 
+// gibibyte calls file for 20,000 files of 10 kB on average, and for the rest of
+// 1 GiB in large ones.
+func gibibyte(file func(name string, body io.Reader, size int64) error) error {
+	random := rand.NewChaCha8([32]byte{2})
+	left := int64(1 << 30)
+	for i := 0; left > 0; i++ {
+		size := int64(i%20) * 1024
+		if i >= 20000 {
+			size = min(left, 200<<20)
+		}
+		if err := file(fmt.Sprint("d", i/10, "/file-with-a-name-", i), io.LimitReader(random, size), size); err != nil {
+			return err
+		}
+		left -= size
+	}
+	return nil
+}
+
 // importOnly is the other process.
-func importOnly(t *testing.T, root string) {
+func importOnly(t *testing.T, root string, archive bool) {
 	r, err := open(t, root)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	mounts, err := r.Prepare(ctx, "c", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	random := rand.NewChaCha8([32]byte{2})
-	left := int64(1 << 30)
-	for i := 0; left > 0; i++ {
-		// 20,000 files of 10 kB on average, the rest in large ones.
-		size := int64(i%20) * 1024
-		if i >= 20000 {
-			size = min(left, 200<<20)
+	key, mounts := prepare(t, r, "base", "")
+	if archive {
+		in, out := io.Pipe()
+		go func() {
+			w := tar.NewWriter(out)
+			err := gibibyte(func(name string, body io.Reader, size int64) error {
+				err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: size})
+				if err == nil {
+					_, err = io.Copy(w, body)
+				}
+				return err
+			})
+			out.CloseWithError(errors.Join(err, w.Close()))
+		}()
+		u, err := r.Unpack(ctx, mounts)
+		if err == nil {
+			_, _, err = u.Apply(ctx, in)
 		}
-		dir := filepath.Join(mounts[0].Source, fmt.Sprint("d", i/10))
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		f, err := os.Create(filepath.Join(dir, fmt.Sprint("file-with-a-name-", i)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.CopyN(f, random, size); err != nil {
-			t.Fatal(err)
+	} else if err := gibibyte(func(name string, body io.Reader, _ int64) error {
+		path := filepath.Join(upperOf(mounts), name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
 		}
-		f.Close()
-		left -= size
+		f, err := os.Create(path)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, body)
+		return errors.Join(err, f.Close())
+	}); err != nil {
+		t.Fatal(err)
 	}
-	if err := r.Commit(ctx, "base", "c"); err != nil {
+	if err := r.Commit(ctx, "base", key); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.Prepare(ctx, "container", "base"); err != nil {
