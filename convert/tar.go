@@ -65,7 +65,7 @@ func FromTar(ctx context.Context, r io.Reader, store Store, opts TarOptions) (*m
 			return nil, nil, err
 		}
 		hdr, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -41,9 +41,9 @@ func splitName(name string, whiteouts bool) ([]string, error) {
 	}
 	var out []string
 	for _, e := range strings.Split(name, "/") {
-		switch {
-		case e == "" || e == ".":
-		case e == "..":
+		switch e {
+		case "", ".":
+		case "..":
 			return nil, fmt.Errorf("path contains %q: %w", "..", ErrBadLayer)
 		default:
 			out = append(out, e)

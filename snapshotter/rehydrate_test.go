@@ -27,11 +27,11 @@ import (
 // blobStore is a content store with layers that fill makes. Unpacking the layer
 // of a name in held waits until free is called for it, or for the end.
 type blobStore struct {
-	mu    sync.Mutex
-	fills map[string]func(dir string) // by name; nil: the blob is not there
-	held  map[string]chan struct{}
-	begun []string
-	away  bool // it cannot be asked
+	mu     sync.Mutex
+	fills  map[string]func(dir string) // by name; nil: the blob is not there
+	held   map[string]chan struct{}
+	begun  []string
+	away   bool // it cannot be asked
 	walked bool // the archives make other layers than containerd's own differ
 }
 
