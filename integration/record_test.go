@@ -40,8 +40,8 @@ func TestRecord(t *testing.T) {
 	l.Image("debian")
 	img := l.MustPull(ctx, "debian", lab.Daxfs, lab.Transfer)
 	script := `cat /etc/debian_version; echo new > /written; cat /written
-		echo more >> /etc/issue; cat /etc/issue
-		rm /etc/passwd; echo other > /etc/passwd; cat /etc/passwd
+		echo more >> /etc/pam.conf; cat /etc/pam.conf
+		rm /etc/shells; echo other > /etc/shells; cat /etc/shells
 		cat /etc/hosts.allow 2>/dev/null; ls /usr/share > /dev/null; exit 7`
 	list := filepath.Join(l.Dir, "hot.list")
 	record := func(t *testing.T, id string) []string {
@@ -50,7 +50,7 @@ func TestRecord(t *testing.T) {
 		if !errors.As(err, &exit) || exit.ExitCode() != 7 {
 			t.Fatalf("%v, want the command's exit status 7", err)
 		}
-		if strings.Contains(out, "warning") {
+		if strings.Contains(out, "daxfsctl: warning") {
 			t.Errorf("warnings:\n%s", out)
 		}
 		return readList(t, list)
@@ -62,7 +62,9 @@ func TestRecord(t *testing.T) {
 	for _, mounted := range []bool{false, true} {
 		t.Run(fmt.Sprintf("mounted before %v", mounted), func(t *testing.T) {
 			if mounted {
-				c, err := l.StartContainer(ctx, img, lab.Daxfs, []string{"sleep", "1000"}, lab.ContainerOpts{})
+				// It opens no more files when it is ready.
+				args := []string{"/bin/sh", "-c", "mkfifo /f; : > /ready; read x < /f"}
+				c, err := l.StartContainer(ctx, img, lab.Daxfs, args, lab.ContainerOpts{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -71,6 +73,9 @@ func TestRecord(t *testing.T) {
 						t.Error(err)
 					}
 				}()
+				if _, err := c.Exec(ctx, "/bin/sh", "-c", "until test -e /ready; do :; done"); err != nil {
+					t.Fatal(err)
+				}
 			}
 			got := record(t, fmt.Sprintf("recorded-%v", mounted))
 			lists = append(lists, got)
@@ -79,14 +84,14 @@ func TestRecord(t *testing.T) {
 				t.Errorf("%q, want %q next to each other", got, start)
 			}
 			at := -1
-			for _, p := range []string{"usr/bin/dash", "usr/bin/cat", "etc/debian_version", "etc/issue", "usr/bin/rm", "usr/bin/ls"} {
+			for _, p := range []string{"usr/bin/dash", "usr/bin/cat", "etc/debian_version", "etc/pam.conf", "usr/bin/rm", "usr/bin/ls"} {
 				i := slices.Index(got, p)
 				if i <= at {
 					t.Errorf("%s is number %d of %q, want it later than %d", p, i, got, at)
 				}
 				at = i
 			}
-			for _, p := range []string{"written", "usr/share", "usr/bin/perl", "bin/sh"} {
+			for _, p := range []string{"written", "etc/shells", "usr/share", "usr/bin/perl", "bin/sh"} {
 				if slices.Contains(got, p) {
 					t.Errorf("%s is in the list", p)
 				}
