@@ -42,7 +42,7 @@ func (a *accesses) add(dir string, dev uint64) (added bool, err error) {
 	if err != nil {
 		return false, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	defer unix.Close(at)
+	defer func() { _ = unix.Close(at) }()
 	var st unix.Stat_t
 	if err := unix.Fstat(at, &st); err != nil || st.Dev != dev {
 		return false, err // unmounted meanwhile: below it is the host's file system
@@ -57,10 +57,10 @@ func (a *accesses) add(dir string, dev uint64) (added bool, err error) {
 	return true, nil
 }
 
-// take calls f for each event in the queue, oldest first. fd is a file that is
-// open for reading until f returns. lost says that the kernel had no memory for
-// events.
-func (a *accesses) take(f func(fd, pid int)) (lost bool, err error) {
+// take calls f for each event in the queue, oldest first, and before ahead of
+// each batch of them, which have happened by then. fd is a file that is open for
+// reading until f returns. lost says that the kernel had no memory for events.
+func (a *accesses) take(before func() error, f func(fd, pid int)) (lost bool, err error) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := unix.Read(a.fd, buf)
@@ -72,6 +72,7 @@ func (a *accesses) take(f func(fd, pid int)) (lost bool, err error) {
 		case err != nil:
 			return lost, fmt.Errorf("read fanotify events: %w", err)
 		}
+		failed := before()
 		for b := buf[:n]; len(b) >= unix.FAN_EVENT_METADATA_LEN; {
 			// struct fanotify_event_metadata, in the machine's byte order.
 			size := binary.NativeEndian.Uint32(b)
@@ -85,11 +86,16 @@ func (a *accesses) take(f func(fd, pid int)) (lost bool, err error) {
 				lost = true
 			}
 			if fd >= 0 {
-				f(fd, pid)
+				if failed == nil {
+					f(fd, pid)
+				}
 				// At once: an open file keeps its file system from being unmounted.
-				unix.Close(fd)
+				_ = unix.Close(fd)
 			}
 			b = b[size:]
+		}
+		if failed != nil {
+			return lost, failed
 		}
 	}
 }

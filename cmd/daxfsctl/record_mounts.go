@@ -1,9 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -11,17 +11,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountTable is this mount namespace's, open: poll reports POLLPRI on it after
-// a change.
-type mountTable struct{ *os.File }
+// mountTable is this mount namespace's, open: poll reports POLLPRI on it once
+// after each change. It is no os.File, since the runtime's poller would take
+// those reports.
+type mountTable int
 
 func openMountTable() (mountTable, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	return mountTable{f}, err
+	fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open mount table: %w", err)
+	}
+	return mountTable(fd), nil
+}
+
+func (t mountTable) Close() error { return unix.Close(int(t)) }
+
+func (t mountTable) Read(p []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(t), p)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
 }
 
 func (t mountTable) read() ([]*mountinfo.Info, error) {
-	if _, err := t.Seek(0, io.SeekStart); err != nil {
+	if _, err := unix.Seek(int(t), 0, io.SeekStart); err != nil {
 		return nil, fmt.Errorf("read mount table: %w", err)
 	}
 	infos, err := mountinfo.GetMountsFromReader(t, nil)
@@ -29,6 +50,22 @@ func (t mountTable) read() ([]*mountinfo.Info, error) {
 		return nil, fmt.Errorf("read mount table: %w", err)
 	}
 	return infos, nil
+}
+
+// changed reports whether the table is another one than when changed, or another
+// poll, was asked before.
+func (t mountTable) changed() (bool, error) {
+	fds := []unix.PollFd{{Fd: int32(t), Events: unix.POLLPRI}}
+	for {
+		_, err := unix.Poll(fds, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("poll mount table: %w", err)
+		}
+		return fds[0].Revents&unix.POLLPRI != 0, nil
+	}
 }
 
 // watched is a file system whose accesses are recorded: an image's or, where
@@ -61,10 +98,43 @@ func overlays(i *mountinfo.Info, dir string) bool {
 	return false
 }
 
-// inside turns the path under which the kernel shows an open file into a path
-// in the file system. A path that leads through none of its mount points comes
-// from a container, whose root the file system is, or from overlayfs, which has
-// a mount of its own that hangs nowhere.
+// locate turns the path under which the kernel shows an open file of an image
+// into the path in the image. It is right as it is where it comes from a
+// container, whose root the image is, or from overlayfs, which has a mount of
+// its own that hangs nowhere. Others lead through a mount point, perhaps of a
+// mount namespace that is not ours.
+func (w *watched) locate(p string, st *unix.Stat_t) (string, bool) {
+	best := w.inside(p)
+	var top unix.Stat_t
+	if unix.Lstat(w.dir, &top) != nil || top.Dev != w.dev {
+		return best, true // unmounted since: nothing is left to compare with
+	}
+	for name := best; ; name = p {
+		if w.is(name, st) {
+			return name, true
+		}
+		if name == p {
+			break
+		}
+	}
+	for {
+		i := strings.IndexByte(p[1:], '/')
+		if i < 0 {
+			return "", false
+		}
+		if p = p[1+i:]; w.is(p, st) {
+			return p, true
+		}
+	}
+}
+
+// is reports whether a path in the image is that of the file.
+func (w *watched) is(name string, st *unix.Stat_t) bool {
+	var own unix.Stat_t
+	return unix.Lstat(w.dir+name, &own) == nil && own.Ino == st.Ino && own.Size == st.Size && own.Mtim == st.Mtim
+}
+
+// inside takes the mount point away from a path, as far as it is known.
 func (w *watched) inside(p string) string {
 	best := ""
 	for at := range w.points {

@@ -54,7 +54,7 @@ type recorded struct {
 // newRecorder begins to watch the images that are mounted now.
 func newRecorder(choose func(dir string) (string, bool)) (_ *recorder, err error) {
 	r := &recorder{
-		stop: -1, choose: choose, overlays: !kernelAtLeast(kernelRelease(), 6, 5),
+		mounts: -1, stop: -1, choose: choose, overlays: !kernelAtLeast(kernelRelease(), 6, 5),
 		ids: make(map[int]bool), byDev: make(map[uint64]*watched), seen: make(map[[2]string]bool),
 	}
 	if r.events, err = newAccesses(); err != nil {
@@ -62,7 +62,7 @@ func newRecorder(choose func(dir string) (string, bool)) (_ *recorder, err error
 	}
 	defer func() {
 		if err != nil {
-			r.Close()
+			shut(r)
 		}
 	}()
 	if r.mounts, err = openMountTable(); err != nil {
@@ -75,11 +75,11 @@ func newRecorder(choose func(dir string) (string, bool)) (_ *recorder, err error
 }
 
 func (r *recorder) Close() error {
-	if r.mounts.File != nil {
+	if r.mounts >= 0 {
 		shut(r.mounts)
 	}
 	if r.stop >= 0 {
-		unix.Close(r.stop)
+		_ = unix.Close(r.stop)
 	}
 	return r.events.Close()
 }
@@ -92,25 +92,35 @@ func (r *recorder) end() {
 // run notes what happens until end is called.
 func (r *recorder) run() error {
 	fds := []unix.PollFd{
-		{Fd: int32(r.mounts.Fd()), Events: unix.POLLPRI},
 		{Fd: int32(r.events.fd), Events: unix.POLLIN},
 		{Fd: int32(r.stop), Events: unix.POLLIN},
+		{Fd: int32(r.mounts), Events: unix.POLLPRI},
 	}
 	for {
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("poll: %w", err)
 		}
-		if fds[0].Revents != 0 { // first: a container starts soon
+		if fds[2].Revents&unix.POLLPRI != 0 { // first: a container starts soon
 			if err := r.scan(true); err != nil {
 				return err
 			}
 		}
-		lost, err := r.events.take(r.note)
+		// What events are about may have been mounted just before them.
+		lost, err := r.events.take(r.rescan, r.note)
 		r.lost = r.lost || lost
-		if err != nil || fds[2].Revents != 0 {
+		if err != nil || fds[1].Revents != 0 {
 			return err
 		}
 	}
+}
+
+// rescan is scan if the mount table has changed.
+func (r *recorder) rescan() error {
+	changed, err := r.mounts.changed()
+	if err != nil || !changed {
+		return err
+	}
+	return r.scan(true)
 }
 
 // scan begins to watch what the mount table has that it had not before.
@@ -225,11 +235,11 @@ func (r *recorder) note(fd, pid int) {
 			return
 		}
 	} else {
-		p = w.inside(p)
-	}
-	if !strings.HasPrefix(p, "/") {
-		r.unknown++
-		return
+		var ok bool
+		if p, ok = w.locate(p, &st); !ok {
+			r.unknown++
+			return
+		}
 	}
 	id := [2]string{w.image, p}
 	if r.seen[id] {
@@ -247,8 +257,7 @@ func (r *recorder) below(p string, st *unix.Stat_t) (*watched, string) {
 			continue
 		}
 		name := w.inside(strings.TrimSuffix(p, " (deleted)"))
-		var own unix.Stat_t
-		if unix.Lstat(w.dir+name, &own) == nil && own.Ino == st.Ino && own.Size == st.Size && own.Mtim == st.Mtim {
+		if w.is(name, st) {
 			return w, name
 		}
 	}
