@@ -149,7 +149,7 @@ func finishRecord(c *cli.Context, r *recorder, list *listFile, status exitStatus
 		fmt.Fprintf(c.App.ErrWriter, "daxfsctl: warning: "+format+"\n", args...)
 	}
 	if len(res.Late) > 0 {
-		warn("the first files may be missing, the image was in use before it could be watched: record once more while a container of it runs")
+		warn("the first files may be missing, the image may have been in use before it was watched: record again while a container of it runs")
 	}
 	if res.Lost {
 		warn("the kernel had no memory for all events, files may be missing")

@@ -147,3 +147,25 @@ func (w *watched) inside(p string) string {
 	}
 	return strings.TrimSuffix(w.points[best], "/") + p[len(best):]
 }
+
+// mountsSince counts the mounts that were made on this machine after the one
+// on dir, since gone ones included. It is not known before Linux 6.8, which
+// numbers mounts for good.
+func mountsSince(dir string) (n uint64, ok bool) {
+	id := func(fd int, path string, flags int) uint64 {
+		var st unix.Statx_t
+		if unix.Statx(fd, path, flags, unix.STATX_MNT_ID_UNIQUE, &st) != nil || st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
+			return 0
+		}
+		return st.Mnt_id
+	}
+	then := id(unix.AT_FDCWD, dir, 0)
+	// The last number is that of a new mount, which hangs nowhere.
+	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil || then == 0 {
+		return 0, false
+	}
+	defer func() { _ = unix.Close(fd) }()
+	now := id(fd, "", unix.AT_EMPTY_PATH)
+	return now - then - 1, now > then
+}

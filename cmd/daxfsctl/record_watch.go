@@ -26,8 +26,9 @@ import (
 //
 // An image that is not mounted yet when recording begins is found as soon as
 // the mount table changes. Its files can be opened only after something else
-// was mounted above it. Where that is there already once the image is watched,
-// opens may have been missed, which is said.
+// was mounted above it, be it for a moment, as ctr does to read /etc/passwd.
+// Where there may have been such a mount before the image was watched, opens
+// may have been missed, which is said.
 //
 // One goroutine runs it.
 type recorder struct {
@@ -35,6 +36,7 @@ type recorder struct {
 	mounts   mountTable
 	stop     int                             // an eventfd
 	choose   func(dir string) (string, bool) // whether to record the image that is mounted there, and its name
+	since    func(dir string) (uint64, bool) // mountsSince
 	overlays bool                            // watch overlays as well
 	ids      map[int]bool                    // mounts that were seen
 	byDev    map[uint64]*watched             // file systems that are watched
@@ -54,7 +56,7 @@ type recorded struct {
 // newRecorder begins to watch the images that are mounted now.
 func newRecorder(choose func(dir string) (string, bool)) (_ *recorder, err error) {
 	r := &recorder{
-		mounts: -1, stop: -1, choose: choose, overlays: !kernelAtLeast(kernelRelease(), 6, 5),
+		mounts: -1, stop: -1, choose: choose, since: mountsSince, overlays: !kernelAtLeast(kernelRelease(), 6, 5),
 		ids: make(map[int]bool), byDev: make(map[uint64]*watched), seen: make(map[[2]string]bool),
 	}
 	if r.events, err = newAccesses(); err != nil {
@@ -210,6 +212,9 @@ func (r *recorder) inUse(w *watched, infos []*mountinfo.Info) bool {
 			var st unix.Stat_t
 			return unix.Stat(p, &st) == nil && st.Dev == w.dev
 		})
+	}
+	if n, ok := r.since(w.dir); ok && n > 0 {
+		return true
 	}
 	return slices.ContainsFunc(infos, func(i *mountinfo.Info) bool {
 		return deviceOf(i) == w.dev && i.Mountpoint != w.dir || !r.overlays && overlays(i, w.dir)
