@@ -26,6 +26,11 @@ type BuildOptions struct {
 	Spool bool
 	// Size is the size of the image file in bytes; 0 means as large as needed.
 	Size int64
+	// Prefetch lists hot files (see ReadPrefetch). Their data is laid first, in
+	// this order and without gaps, right behind the metadata, which then lies
+	// before the data: one range from the image's first byte holds all of it.
+	// None of these files is aligned to more than a block. Implies Spool.
+	Prefetch []string
 }
 
 // BuildStats is what Finish wrote.
@@ -35,12 +40,14 @@ type BuildStats struct {
 	MetaBytes int64  `json:"metadata_bytes"` // without the superblock's block
 	DataBytes int64  `json:"data_bytes"`     // space taken by file data
 	Size      int64  `json:"size"`           // of the image
+	// Prefetch is what became of BuildOptions.Prefetch; nil without it.
+	Prefetch *PrefetchStats `json:"prefetch,omitempty"`
 }
 
 // Builder writes one self-contained image into a file: `superblock, data,
 // metadata` in the native dialect, so that a stream needs one pass, and
-// `superblock, metadata, data` in v8. Put the contents, build a tree of them,
-// Finish. Not safe for concurrent use.
+// `superblock, metadata, data` in v8 and with a list of hot files. Put the
+// contents, build a tree of them, Finish. Not safe for concurrent use.
 type Builder struct {
 	opts  BuildOptions
 	out   *os.File
@@ -58,7 +65,7 @@ const maxImage = disk.ErofsMaxBlocks * disk.BlockSize
 // NewBuilder starts an image in out, an empty file that stays the caller's.
 func NewBuilder(out *os.File, opts BuildOptions) (*Builder, error) {
 	b := &Builder{opts: opts, out: out, known: make(map[[32]byte]int64)}
-	b.opts.Spool = opts.Spool || opts.V8
+	b.opts.Spool = opts.Spool || b.metaFirst()
 	data := out
 	if b.opts.Spool {
 		f, err := os.CreateTemp(dirOf(out.Name()), ".mkdaxfs-*")
@@ -75,6 +82,9 @@ func NewBuilder(out *os.File, opts BuildOptions) (*Builder, error) {
 	b.w = newDataWriter(data, disk.BlockSize)
 	return b, nil
 }
+
+// metaFirst reports whether the metadata lies before the data.
+func (b *Builder) metaFirst() bool { return b.opts.V8 || len(b.opts.Prefetch) > 0 }
 
 // Close releases what the builder holds; the output stays as it is.
 func (b *Builder) Close() error {
@@ -154,17 +164,25 @@ func (b *Builder) Finish(ctx context.Context, t *Tree) (*BuildStats, error) {
 		return nil, err
 	}
 	metaAt := b.w.end
+	var prefetch *PrefetchStats
 	if b.opts.Spool {
 		start := int64(disk.BlockSize)
-		if b.opts.V8 {
+		if b.metaFirst() {
 			metaAt = start
 			start += l.MetaSize()
 		}
-		end, err := b.unspool(ctx, l, start)
+		var hot []*Node
+		if len(b.opts.Prefetch) > 0 {
+			hot, prefetch = t.Prefetch(b.opts.Prefetch)
+		}
+		hotEnd, end, err := b.unspool(ctx, l, hot, start)
 		if err != nil {
 			return nil, err
 		}
-		if !b.opts.V8 {
+		if prefetch != nil {
+			prefetch.Offset, prefetch.End = start, hotEnd
+		}
+		if !b.metaFirst() {
 			metaAt = end
 		}
 		b.w.end = end
@@ -193,28 +211,47 @@ func (b *Builder) Finish(ctx context.Context, t *Tree) (*BuildStats, error) {
 	if _, err := b.out.WriteAt(super, 0); err != nil {
 		return nil, fmt.Errorf("write superblock: %w", err)
 	}
-	return &BuildStats{Inodes: l.Inodes(), Names: l.Entries(), MetaBytes: l.MetaSize(), DataBytes: end - disk.BlockSize - l.MetaSize(), Size: end}, nil
+	return &BuildStats{
+		Inodes: l.Inodes(), Names: l.Entries(), MetaBytes: l.MetaSize(), DataBytes: end - disk.BlockSize - l.MetaSize(), Size: end,
+		Prefetch: prefetch,
+	}, nil
 }
 
 // unspool copies the contents that l's tree uses into the output from start
-// on, in order of inodes, and returns the end of the data.
-func (b *Builder) unspool(ctx context.Context, l *Layout, start int64) (int64, error) {
+// on, those of hot first and the others in order of inodes, and returns the
+// ends of the hot data and of all.
+func (b *Builder) unspool(ctx context.Context, l *Layout, hot []*Node, start int64) (hotEnd, end int64, err error) {
 	w := newDataWriter(b.out, start)
 	moved := make(map[int64]int64)
-	for _, n := range l.nodes {
-		if !n.IsRegular() || n.Size == 0 {
-			continue
-		}
-		to, ok := moved[n.Extent.Offset]
+	done := make(map[*Node]struct{}, len(hot))
+	move := func(n *Node) error {
+		from := n.Extent.Offset
+		to, ok := moved[from]
 		if !ok {
-			from := n.Extent.Offset
 			to = w.begin(n.Size)
 			if err := w.copyFile(ctx, b.spool, from, n.Size); err != nil {
-				return 0, err
+				return err
 			}
 			moved[from] = to
 		}
 		n.Extent.Offset = to
+		return nil
 	}
-	return w.end, w.flush()
+	w.dense = true
+	for _, n := range hot {
+		done[n] = struct{}{}
+		if err := move(n); err != nil {
+			return 0, 0, err
+		}
+	}
+	w.dense, hotEnd = false, w.end
+	for _, n := range l.nodes {
+		if _, ok := done[n]; ok || !n.IsRegular() || n.Size == 0 {
+			continue
+		}
+		if err := move(n); err != nil {
+			return 0, 0, err
+		}
+	}
+	return hotEnd, w.end, w.flush()
 }

@@ -35,6 +35,8 @@ type dataWriter struct {
 	at   int64 // file offset of buf[0]
 	zero bool  // the space being written is known to read as zeros
 
+	dense bool // align nothing to more than a block
+
 	spare []byte     // the other buffer, nil while it is being written
 	wrote chan wrote // result of that write
 	err   error      // of an earlier write, kept
@@ -78,7 +80,7 @@ func (w *dataWriter) begin(size int64) int64 {
 	}
 	if off < 0 {
 		off = w.end
-		if huge := disk.AlignUp(off, int64(disk.HugeSize)); n >= disk.HugeSize && huge-off <= n/hugeWaste {
+		if huge := disk.AlignUp(off, int64(disk.HugeSize)); !w.dense && n >= disk.HugeSize && huge-off <= n/hugeWaste {
 			if huge > off {
 				w.gaps = append(w.gaps, gap{off: off, end: huge})
 			}

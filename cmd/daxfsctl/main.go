@@ -50,9 +50,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = app.RunContext(ctx, args)
 	}
 	var usage usageError
+	var status exitStatus
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &status):
+		return int(status)
 	case errors.As(err, &usage):
 		fmt.Fprintf(stderr, "daxfsctl: %s (daxfsctl help says more)\n", oneLine(err))
 		return exitUsage
@@ -84,7 +87,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	app := &cli.App{
 		Name:           "daxfsctl",
 		Usage:          "look into DAXFS images and their pool",
-		UsageText:      "daxfsctl image VERB IMAGE ...\ndaxfsctl pool VERB ...\ndaxfsctl lease VERB ...\ndaxfsctl top\ndaxfsctl doctor",
+		UsageText:      "daxfsctl image VERB IMAGE ...\ndaxfsctl pool VERB ...\ndaxfsctl lease VERB ...\ndaxfsctl top\ndaxfsctl record [-o FILE] -- COMMAND ...\ndaxfsctl doctor",
 		Description:    description,
 		Version:        version.String(),
 		Writer:         stdout,
@@ -104,7 +107,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			{Name: "lease", Usage: "see which kernels are at the pool", Subcommands: []*cli.Command{
 				leaseLsCommand(), leaseEvictCommand(),
 			}},
-			topCommand(), doctorCommand(),
+			topCommand(), recordCommand(), doctorCommand(),
 		},
 	}
 	for _, c := range app.Commands[0].Subcommands {

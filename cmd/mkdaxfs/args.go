@@ -37,7 +37,8 @@ type config struct {
 	share    bool
 	json     bool
 	quiet    bool
-	epoch    *int64 // SOURCE_DATE_EPOCH
+	epoch    *int64   // SOURCE_DATE_EPOCH
+	prefetch []string // hot files, first in the image
 }
 
 // permute moves options before the other arguments, as getopt_long and so
@@ -132,6 +133,12 @@ func parse(c *cli.Context) (*config, error) {
 		var err error
 		if cfg.size, err = parseSize(s); err != nil {
 			return nil, usagef("-s %s: %w", s, err)
+		}
+	}
+	if name := c.String("prefetch"); name != "" {
+		var err error
+		if cfg.prefetch, err = readPrefetch(name); err != nil {
+			return nil, err
 		}
 	}
 	if s := os.Getenv("SOURCE_DATE_EPOCH"); s != "" {

@@ -76,7 +76,8 @@ func build(ctx context.Context, cfg *config, std streams, out *output, res *resu
 	b, err := mkdaxfs.NewBuilder(out.File, mkdaxfs.BuildOptions{
 		V8: cfg.v8, NoErofs: cfg.noErofs, Share: cfg.share, Size: cfg.size,
 		// Upper layers replace files of lower ones.
-		Spool: cfg.kind == fromOCI,
+		Spool:    cfg.kind == fromOCI,
+		Prefetch: cfg.prefetch,
 	})
 	if err != nil {
 		return err
@@ -135,6 +136,9 @@ func report(cfg *config, std streams, res *result) error {
 		for _, w := range res.Dropped {
 			fmt.Fprintf(std.err, "mkdaxfs: dropped %q: %s\n", w.Path, w.Reason)
 		}
+		for _, w := range prefetchWarnings(res.Prefetch) {
+			fmt.Fprintf(std.err, "mkdaxfs: warning: prefetch list: %s\n", w)
+		}
 		if h := res.Hidden; h != nil && *h != (hidden{}) {
 			fmt.Fprintf(std.err, "mkdaxfs: the image carries %s, which readers of v8 do not show\n", h)
 		}
@@ -145,6 +149,9 @@ func report(cfg *config, std streams, res *result) error {
 	case !cfg.quiet:
 		_, err := fmt.Fprintf(std.out, "%s: %d inodes, %d bytes: %d of files, %d of metadata (%d an inode)\n",
 			res.Image, res.Inodes, res.Size, res.DataBytes, res.MetaBytes, res.MetaBytes/int64(res.Inodes))
+		if p := res.Prefetch; p != nil && err == nil {
+			_, err = fmt.Fprintf(std.out, "%s: %d files of the prefetch list, %d bytes, lie first, from %d to %d\n", res.Image, p.Files, p.Bytes, p.Offset, p.End)
+		}
 		return err
 	}
 	return nil

@@ -94,6 +94,7 @@ func newApp(std streams) *cli.App {
 			&cli.BoolFlag{Name: "drop", Usage: "leave out, and report, what the image cannot hold"},
 			&cli.BoolFlag{Name: "no-erofs", Usage: "leave out the EROFS view"},
 			&cli.BoolFlag{Name: "share", Usage: "store equal files once (not for EROFS with DAX)"},
+			&cli.StringFlag{Name: "prefetch", Usage: "lay the files that `FILE` lists (one path in the image a line, as daxfsctl record writes them) first and together, in its order"},
 			&cli.StringFlag{Name: "check", Usage: "check `IMAGE` instead of building one"},
 			&cli.BoolFlag{Name: "json", Usage: "print the result as JSON"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print errors only"},

@@ -51,6 +51,9 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"mounted": cmdMounted,
 	"signal":  cmdSignal,
 	"exits":   cmdExits,
+
+	"order":    cmdOrder,
+	"sametree": cmdSameTree,
 }
 
 func fatalIf(ts *testscript.TestScript, err error) {

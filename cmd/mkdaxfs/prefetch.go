@@ -1,0 +1,38 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/daxfs/containerd-daxfs/mkdaxfs"
+)
+
+// readPrefetch reads the list of hot files in a file.
+func readPrefetch(name string) ([]string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	paths, err := mkdaxfs.ReadPrefetch(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return paths, nil
+}
+
+// prefetchWarnings says which part of a list did not count. A list outlives
+// the image that it was recorded on, so this is no error.
+func prefetchWarnings(p *mkdaxfs.PrefetchStats) []string {
+	if p == nil {
+		return nil
+	}
+	var w []string
+	if p.Missing > 0 {
+		w = append(w, fmt.Sprintf("%d of %d paths are not in the image, the first is %q", p.Missing, p.Listed, "/"+p.FirstMissing))
+	}
+	if p.NotFiles > 0 {
+		w = append(w, fmt.Sprintf("%d of %d paths are no regular files", p.NotFiles, p.Listed))
+	}
+	return w
+}
