@@ -1,0 +1,3 @@
+package main
+
+func render(o *options) error { return nil }
