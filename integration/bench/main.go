@@ -25,7 +25,6 @@ import (
 	"syscall"
 
 	"github.com/daxfs/containerd-daxfs/integration/images"
-	"github.com/daxfs/containerd-daxfs/integration/report"
 )
 
 // options is the command line.
@@ -33,7 +32,9 @@ type options struct {
 	measure        []string // parts
 	images, peers  []string // of the part "pull"
 	cold           []string // images that are pulled cold too
+	unpacked       []string // images of the parts "unpack" and "profile", the same layers in each
 	related        []string
+	started        string // image of the part "start"
 	rounds         int
 	starts, atOnce int // containers in a round, one by one and all at once
 	out, doc       string
@@ -59,7 +60,9 @@ func main() {
 }
 
 func parse(args []string) (*options, error) {
-	o := &options{related: images.Related}
+	o := &options{
+		unpacked: []string{"bench-python", zstdImage}, related: images.Related, started: "bench-debian",
+	}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	measure := f.String("measure", strings.Join(parts, ","), "`parts` to measure, with commas; those that are not keep their raw numbers")
 	imgs := f.String("images", "bench-debian,bench-python,bench-llvm,bench-npm,bench-python-zstd", "`images` to pull")
@@ -127,5 +130,3 @@ func attempt(ctx context.Context, o *options) (err error) {
 
 // command is this program's command line, for the raw files' heads.
 func command() string { return strings.TrimSpace("bench " + strings.Join(os.Args[1:], " ")) }
-
-var _ = report.Head

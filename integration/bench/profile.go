@@ -43,7 +43,7 @@ var works = []string{external, inflating, sha256Work, blake3Work, copying, metad
 
 // measureProfile unpacks with our daemon's CPU profile running.
 func (b *bench) measureProfile(ctx context.Context, raw *report.Raw) error {
-	for _, image := range unpackImages {
+	for _, image := range b.unpacked {
 		s := profileSample{Image: image}
 		var err error
 		if s.sizes, err = b.sizes(image); err != nil {

@@ -21,9 +21,6 @@ type startSample struct {
 	Took   time.Duration `json:"took"`
 }
 
-// startImage is what the containers are of.
-const startImage = "bench-debian"
-
 // measureStart runs containers of an image that is there, one by one with the
 // peers in turn, and many at once.
 func (b *bench) measureStart(ctx context.Context, raw *report.Raw) error {
@@ -32,21 +29,21 @@ func (b *bench) measureStart(ctx context.Context, raw *report.Raw) error {
 	nctx := l.Namespace("bench")
 	stop := context.AfterFunc(ctx, func() { l.Client().Close() })
 	defer stop()
-	layout, err := b.layout(startImage)
+	layout, err := b.layout(b.started)
 	if err != nil {
 		return err
 	}
-	l.Registry.Add(startImage, layout.Dir)
+	l.Registry.Add(b.started, layout.Dir)
 	var serial atomic.Int64
 	run := func(p peer) (time.Duration, error) {
 		id := fmt.Sprintf("start%d", serial.Add(1))
 		start := time.Now()
 		_, err := l.Ctr(nctx, "run", "--rm", "--snapshotter", p.snapshotter,
-			"--runc-root", l.Dir+"/runc", "--fifo-dir", l.Dir+"/fifo", l.Ref(startImage), id, "true")
+			"--runc-root", l.Dir+"/runc", "--fifo-dir", l.Dir+"/fifo", l.Ref(b.started), id, "true")
 		return time.Since(start), err
 	}
 	for _, p := range chosen {
-		if _, err := l.Pull(nctx, startImage, p.snapshotter, lab.Transfer); err != nil {
+		if _, err := l.Pull(nctx, b.started, p.snapshotter, lab.Transfer); err != nil {
 			return err
 		}
 		if _, err := run(p); err != nil { // what is done once for an image
@@ -85,7 +82,7 @@ func (b *bench) measureStart(ctx context.Context, raw *report.Raw) error {
 		}
 	}
 	for _, p := range chosen {
-		if err := b.forget(nctx, l, p, startImage); err != nil {
+		if err := b.forget(nctx, l, p, b.started); err != nil {
 			return err
 		}
 	}

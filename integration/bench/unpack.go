@@ -28,12 +28,9 @@ type unpackSample struct {
 	Snapshots int64 `json:"snapshots"`
 }
 
-// unpackImages are of the same layers.
-var unpackImages = []string{"bench-python", "bench-python-zstd"}
-
 func (b *bench) measureUnpack(ctx context.Context, raw *report.Raw) error {
 	for round := range b.rounds {
-		for _, image := range unpackImages {
+		for _, image := range b.unpacked {
 			sizes, err := b.sizes(image)
 			if err != nil {
 				return err

@@ -78,14 +78,13 @@ func install(packages ...string) step {
 	return step{Gzip, "apt-get install -y -qq --no-install-recommends " + strings.Join(packages, " ") + " >/dev/null"}
 }
 
-// makeBenchPython: what a data scientist has, a gigabyte in five layers.
+// makeBenchPython: what a data scientist has, a gigabyte.
 func makeBenchPython(ctx context.Context, m *maker) error {
 	return m.build(ctx, []step{
 		install("python3"),
-		install("python3-numpy", "python3-scipy"),
-		install("python3-pandas", "python3-matplotlib"),
-		install("python3-sklearn", "python3-skimage", "python3-sympy", "python3-statsmodels"),
-		install("jupyter-notebook"),
+		install("python3-numpy", "python3-pandas"),
+		install("python3-matplotlib"),
+		install("python3-scipy"),
 	}, []string{"python3"})
 }
 
@@ -94,8 +93,7 @@ func makeBenchLLVM(ctx context.Context, m *maker) error {
 	return m.build(ctx, []step{
 		install("libllvm14", "llvm-14"),
 		install("clang-14", "lld-14"),
-		install("llvm-14-dev", "libclang-14-dev"),
-		install("lldb-14", "clang-tools-14"),
+		install("llvm-14-dev"),
 	}, []string{"clang-14", "--version"})
 }
 
