@@ -60,8 +60,6 @@ var conversions = []struct {
 // converter is the command that has them, a directory in cmd.
 const converter = "ctr-daxfs"
 
-const convertedImage = "bench-python"
-
 // measureConverted pulls an image as it is and converted, in turn.
 func (b *bench) measureConverted(ctx context.Context, raw *report.Raw) error {
 	p := peersNamed(ours)[0]
@@ -69,19 +67,19 @@ func (b *bench) measureConverted(ctx context.Context, raw *report.Raw) error {
 	nctx := l.Namespace("bench")
 	stop := context.AfterFunc(ctx, func() { l.Client().Close() })
 	defer stop()
-	layout, err := b.layout(convertedImage)
+	layout, err := b.layout(b.converted)
 	if err != nil {
 		return err
 	}
-	served := map[string]*images.Layout{convertedImage: layout}
-	forms := []struct{ form, name string }{{ordinary, convertedImage}}
-	l.Registry.Add(convertedImage, layout.Dir)
+	served := map[string]*images.Layout{b.converted: layout}
+	forms := []struct{ form, name string }{{ordinary, b.converted}}
+	l.Registry.Add(b.converted, layout.Dir)
 	for i, c := range conversions {
-		name := fmt.Sprintf("%s-converted%d", convertedImage, i)
+		name := fmt.Sprintf("%s-converted%d", b.converted, i)
 		layout, err := b.convert(nctx, l, p, name, c.args)
 		if err != nil {
 			log.Printf("%s is not measured: %v", c.form, err)
-			if err := raw.Add(convertedSample{Image: convertedImage, Form: c.form, Missing: err.Error()}); err != nil {
+			if err := raw.Add(convertedSample{Image: b.converted, Form: c.form, Missing: err.Error()}); err != nil {
 				return err
 			}
 			continue
@@ -90,12 +88,12 @@ func (b *bench) measureConverted(ctx context.Context, raw *report.Raw) error {
 		served[name] = layout
 		forms = append(forms, struct{ form, name string }{c.form, name})
 	}
-	if err := b.forget(nctx, l, p, convertedImage); err != nil {
+	if err := b.forget(nctx, l, p, b.converted); err != nil {
 		return err
 	}
 	for round := range b.rounds {
 		for _, f := range rotate(forms, round) {
-			s := convertedSample{Image: convertedImage, Form: f.form, Round: round}
+			s := convertedSample{Image: b.converted, Form: f.form, Round: round}
 			if err := b.pullTwice(nctx, l, p, f.name, served[f.name], s, raw); err != nil {
 				return fmt.Errorf("%s: %w", f.form, err)
 			}
@@ -108,6 +106,13 @@ func (b *bench) measureConverted(ctx context.Context, raw *report.Raw) error {
 func (b *bench) pullTwice(ctx context.Context, l *lab.Lab, p peer, name string, layout *images.Layout, s convertedSample, raw *report.Raw) error {
 	if err := cache(layout, true); err != nil {
 		return err
+	}
+	layers, err := layout.Layers()
+	if err != nil {
+		return err
+	}
+	for _, layer := range layers {
+		s.Blobs += layer.Size
 	}
 	settle()
 	second := l.Namespace("bench2")
@@ -164,12 +169,12 @@ func (b *bench) convert(ctx context.Context, l *lab.Lab, p peer, name string, ar
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build %s: %w: %s", converter, err, out)
 	}
-	if _, err := l.Pull(ctx, convertedImage, p.snapshotter, lab.Transfer); err != nil {
+	if _, err := l.Pull(ctx, b.converted, p.snapshotter, lab.Transfer); err != nil {
 		return nil, err
 	}
 	ns, _ := namespaces.Namespace(ctx)
 	args = append([]string{"--address", l.ContainerdSocket(), "--namespace", ns}, args...)
-	if out, err := exec.CommandContext(ctx, binary, append(args, l.Ref(convertedImage), l.Ref(name))...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, binary, append(args, l.Ref(b.converted), l.Ref(name))...).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%s %v: %w: %s", converter, args, err, out)
 	}
 	layout, err := export(ctx, l.Client(), l.Ref(name), filepath.Join(l.Dir, name))

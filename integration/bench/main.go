@@ -35,6 +35,7 @@ type options struct {
 	unpacked       []string // images of the parts "unpack" and "profile", the same layers in each
 	related        []string
 	started        string // image of the part "start"
+	converted      string // image of that part
 	rounds         int
 	starts, atOnce int // containers in a round, one by one and all at once
 	out, doc       string
@@ -60,13 +61,12 @@ func main() {
 }
 
 func parse(args []string) (*options, error) {
-	o := &options{
-		unpacked: []string{"bench-python", zstdImage}, related: images.Related, started: "bench-debian",
-	}
+	o := &options{related: images.Related, started: "bench-debian", converted: "bench-python"}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	measure := f.String("measure", strings.Join(parts, ","), "`parts` to measure, with commas; those that are not keep their raw numbers")
 	imgs := f.String("images", "bench-debian,bench-python,bench-llvm,bench-npm,bench-python-zstd", "`images` to pull")
 	cold := f.String("cold", "bench-debian,bench-python,bench-llvm,bench-npm", "`images` to pull also with the registry's files out of the page cache")
+	unpacked := f.String("unpack-images", "bench-python,"+zstdImage, "`images` to unpack, and to profile that")
 	peers := f.String("peers", "overlayfs,erofs,stargz,daxfs-file,daxfs", "`snapshotters` to pull with; daxfs-file is daxfs with its pool in a file on disk")
 	f.IntVar(&o.rounds, "rounds", 5, "how often each snapshotter has its turn")
 	f.IntVar(&o.starts, "starts", 8, "containers started one by one in a round")
@@ -78,6 +78,7 @@ func parse(args []string) (*options, error) {
 		return nil, err
 	}
 	o.measure, o.images, o.cold, o.peers = list(*measure), list(*imgs), list(*cold), list(*peers)
+	o.unpacked = list(*unpacked)
 	bad := func() error {
 		if f.NArg() > 0 {
 			return fmt.Errorf("argument %q is not expected", f.Arg(0))

@@ -139,7 +139,7 @@ func (p *pullReport) plot() ([]byte, error) {
 				x := g.X + (float64(j)-float64(len(shown))/2)*barWidth
 				g.Bars = append(g.Bars, bar{
 					X: x, Width: barWidth - 2, Middle: x + (barWidth-2)/2.0, Y: y(s.Median), H: panelHeight - y(s.Median),
-					Least: y(s.Least), Most: y(s.Most), Colour: colourOf(name), Explain: fmt.Sprintf("%s: %s s", name, secs(s)),
+					Least: y(s.Least), Most: y(s.Most), Colour: colourOf(name), Explain: fmt.Sprintf("%s: %s s", name, s),
 				})
 			}
 			panel.Groups = append(panel.Groups, g)

@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/daxfs/containerd-daxfs/integration/report"
@@ -120,16 +122,7 @@ func (o *options) link(name string) string {
 // byRound are numbers of a series of rounds.
 type byRound map[int]float64
 
-// values are in the order of rounds.
-func (b byRound) values() []float64 {
-	var xs []float64
-	for i := 0; len(xs) < len(b); i++ {
-		if x, ok := b[i]; ok {
-			xs = append(xs, x)
-		}
-	}
-	return xs
-}
+func (b byRound) values() []float64 { return slices.Collect(maps.Values(b)) }
 
 // over divides by what another series has in the same round. It returns false if
 // they have no round in common.
@@ -146,9 +139,12 @@ func (b byRound) over(other byRound) (report.Spread, bool) {
 	return report.Ratios(mine, theirs), true
 }
 
-// secs writes times in seconds with their spread.
-func secs(s report.Spread) string {
-	return fmt.Sprintf("%.2f (%.2f–%.2f)", s.Median, s.Least, s.Most)
+// String is the numbers' spread, "" of none.
+func (b byRound) String() string {
+	if len(b) == 0 {
+		return ""
+	}
+	return report.SpreadOf(b.values()).String()
 }
 
 func mb(bytes float64) string { return fmt.Sprintf("%.1f", bytes/1e6) }

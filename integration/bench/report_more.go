@@ -57,7 +57,7 @@ func writeConverted(w *bytes.Buffer, all []convertedSample) {
 	}
 	fmt.Fprintf(w, "\nThe image %s as it is and converted, 4 unpacks, warm registry; *again*: for another namespace of containerd,"+
 		" while the pool has it. Seconds until a container's root file system is mounted, median (least–most).\n\n"+
-		"| form | MB fetched | pulled | against the ordinary one | again |\n|---|---|---|---|---|\n", strings.TrimPrefix(convertedImage, "bench-"))
+		"| form | MB fetched | pulled | against the ordinary one | again |\n|---|---|---|---|---|\n", strings.TrimPrefix(all[0].Image, "bench-"))
 	for _, form := range []string{ordinary, daxfsRaw, daxfsZstd} {
 		times := convertedTimes(all, form, pulled)
 		if len(times) == 0 {
@@ -66,8 +66,8 @@ func writeConverted(w *bytes.Buffer, all []convertedSample) {
 		}
 		i := slices.IndexFunc(all, func(s convertedSample) bool { return s.Form == form })
 		ratio, _ := times.over(convertedTimes(all, ordinary, pulled))
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", form, mb(float64(all[i].Blobs)), secs(report.SpreadOf(times.values())), ratio,
-			secs(report.SpreadOf(convertedTimes(all, form, again).values())))
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", form, mb(float64(all[i].Blobs)), times, ratio,
+			convertedTimes(all, form, again))
 	}
 }
 

@@ -130,12 +130,7 @@ func (p *pullReport) write(w *bytes.Buffer, plot string) {
 	for _, r := range p.rows {
 		fmt.Fprintf(w, "| %s | %s | %s |", strings.TrimPrefix(r.image, "bench-"), r.mode, r.cache)
 		for _, name := range shown {
-			t := p.times(r.cell(name))
-			if len(t) == 0 {
-				fmt.Fprint(w, " |")
-				continue
-			}
-			fmt.Fprintf(w, " %s |", secs(report.SpreadOf(t.values())))
+			fmt.Fprintf(w, " %s |", p.times(r.cell(name)))
 		}
 		for _, a := range against {
 			if ratio, ok := p.times(r.cell(ours)).over(p.times(r.cell(a.peer))); ok {

@@ -96,7 +96,7 @@ func writeUnpack(w *bytes.Buffer, all []unpackSample) {
 			}
 			core := of(perCore)
 			fmt.Fprintf(w, "| %s | %s | %s | %.0f | %.2f | %.0f (%.0f–%.0f) | %s | %s |\n", strings.TrimPrefix(image, "bench-"), p,
-				secs(report.SpreadOf(times)), of(func(s unpackSample) float64 { return rate(s.Data, s.Took) }).Median,
+				report.SpreadOf(times), of(func(s unpackSample) float64 { return rate(s.Data, s.Took) }).Median,
 				of(func(s unpackSample) float64 { return s.cpu().Seconds() }).Median, core.Median, core.Least, core.Most,
 				mb(of(func(s unpackSample) float64 { return float64(s.written()) }).Median), onDisk)
 		}
