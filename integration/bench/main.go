@@ -64,8 +64,8 @@ func parse(args []string) (*options, error) {
 	o := &options{related: images.Related, started: "bench-debian", converted: "bench-python"}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	measure := f.String("measure", strings.Join(parts, ","), "`parts` to measure, with commas; those that are not keep their raw numbers")
-	imgs := f.String("images", "bench-debian,bench-python,bench-llvm,bench-npm,bench-python-zstd", "`images` to pull")
-	cold := f.String("cold", "bench-debian,bench-python,bench-llvm,bench-npm", "`images` to pull also with the registry's files out of the page cache")
+	imgs := f.String("images", "bench-debian,bench-python,bench-llvm,bench-npm", "`images` to pull")
+	cold := f.String("cold", "bench-python", "`images` to pull also with the registry's files out of the page cache")
 	unpacked := f.String("unpack-images", "bench-python,"+zstdImage, "`images` to unpack, and to profile that")
 	peers := f.String("peers", "overlayfs,erofs,stargz,daxfs-file,daxfs", "`snapshotters` to pull with; daxfs-file is daxfs with its pool in a file on disk")
 	f.IntVar(&o.rounds, "rounds", 5, "how often each snapshotter has its turn")

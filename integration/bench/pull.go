@@ -61,8 +61,7 @@ func (b *bench) measurePull(ctx context.Context, raw *report.Raw) error {
 				}
 				for _, m := range modes {
 					for _, p := range rotate(chosen, round) {
-						// Those apart are measured where they differ most.
-						if m.unpacks > 1 && !p.parallel || cache == cold && (p.file || p.snapshotter == lab.Stargz) {
+						if m.unpacks > 1 && !p.parallel || p.only != nil && (cache == cold || !slices.Contains(p.only, image)) {
 							continue
 						}
 						s := pullSample{cell: cell{image, m.name, cache, p.name}, Round: round, sizes: sizes}

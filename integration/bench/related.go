@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/daxfs/containerd-daxfs/integration/lab"
@@ -25,7 +26,7 @@ type relatedSample struct {
 // hold the same.
 func (b *bench) measureRelated(ctx context.Context, raw *report.Raw) error {
 	for _, p := range peersNamed(reference, lab.Erofs, ours) {
-		if b.missing[p.snapshotter] != "" {
+		if !slices.Contains(b.peers, p.name) || b.missing[p.snapshotter] != "" {
 			continue
 		}
 		if err := b.pullRelated(ctx, p, raw); err != nil {

@@ -23,7 +23,7 @@ type usage struct {
 	// journals apart (write_bytes, proc_pid_io(5)).
 	Written map[string]int64 `json:"written,omitempty"`
 	// Anon is the most memory of their own, not shared and not of files, that
-	// they and the programs had together, as seen every 20 ms.
+	// they and the programs had together, as seen every 50 ms.
 	Anon int64 `json:"anon,omitempty"`
 }
 
@@ -54,7 +54,7 @@ func begin(pids map[string]int) (*meter, error) {
 			select {
 			case <-m.stop:
 				return
-			case <-time.After(20 * time.Millisecond):
+			case <-time.After(50 * time.Millisecond):
 			}
 		}
 	})
