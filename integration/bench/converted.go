@@ -64,9 +64,7 @@ const converter = "ctr-daxfs"
 func (b *bench) measureConverted(ctx context.Context, raw *report.Raw) error {
 	p := peersNamed(ours)[0]
 	l := b.lab(p, modes[1])
-	nctx := l.Namespace("bench")
-	stop := context.AfterFunc(ctx, func() { l.Client().Close() })
-	defer stop()
+	nctx := namespace(ctx, l, "bench")
 	layout, err := b.layout(b.converted)
 	if err != nil {
 		return err
@@ -115,7 +113,7 @@ func (b *bench) pullTwice(ctx context.Context, l *lab.Lab, p peer, name string, 
 		s.Blobs += layer.Size
 	}
 	settle()
-	second := l.Namespace("bench2")
+	second := namespace(ctx, l, "bench2")
 	for _, pull := range []struct {
 		state string
 		ctx   context.Context

@@ -23,6 +23,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/daxfs/containerd-daxfs/integration/images"
 )
@@ -37,7 +38,8 @@ type options struct {
 	started        string // image of the part "start"
 	converted      string // image of that part
 	rounds         int
-	starts, atOnce int // containers in a round, one by one and all at once
+	starts, atOnce int           // containers in a round, one by one and all at once
+	timeout        time.Duration // of all that is measured
 	out, doc       string
 	check          bool
 }
@@ -64,13 +66,14 @@ func parse(args []string) (*options, error) {
 	o := &options{related: images.Related, started: "bench-debian", converted: "bench-python"}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	measure := f.String("measure", strings.Join(parts, ","), "`parts` to measure, with commas; those that are not keep their raw numbers")
-	imgs := f.String("images", "bench-debian,bench-python,bench-llvm,bench-npm", "`images` to pull")
+	imgs := f.String("images", "bench-debian,bench-debian-zstd,bench-python,bench-llvm,bench-npm", "`images` to pull")
 	cold := f.String("cold", "bench-python", "`images` to pull also with the registry's files out of the page cache")
 	unpacked := f.String("unpack-images", "bench-python,"+zstdImage, "`images` to unpack, and to profile that")
 	peers := f.String("peers", "overlayfs,erofs,stargz,daxfs-file,daxfs", "`snapshotters` to pull with; daxfs-file is daxfs with its pool in a file on disk")
 	f.IntVar(&o.rounds, "rounds", 5, "how often each snapshotter has its turn")
 	f.IntVar(&o.starts, "starts", 8, "containers started one by one in a round")
 	f.IntVar(&o.atOnce, "at-once", 50, "containers started at once in a round")
+	f.DurationVar(&o.timeout, "timeout", 90*time.Minute, "the most that all measurements may take, images to be made included")
 	f.StringVar(&o.out, "out", "docs/bench", "`directory` of the raw numbers and the plots")
 	f.StringVar(&o.doc, "doc", "docs/benchmarks.md", "`file` whose part between the marks is replaced; empty for standard output")
 	f.BoolVar(&o.check, "check", false, "fail if a target is missed")
@@ -124,6 +127,8 @@ func run(ctx context.Context, o *options) error {
 
 // attempt measures, and turns what would fail a test into an error.
 func attempt(ctx context.Context, o *options) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
 	t := &runner{}
 	defer func() { err = errors.Join(err, t.end(recover())) }()
 	return measure(ctx, t, o)

@@ -11,12 +11,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
@@ -33,6 +35,7 @@ type bench struct {
 	missing map[string]string // peers that are not to be had, and why
 	labs    map[labKey]*lab.Lab
 	layouts map[string]*images.Layout
+	known   map[string]sizes // of images
 }
 
 // labKey tells the labs apart: what is fixed in containerd's and our daemon's
@@ -44,13 +47,13 @@ type labKey struct {
 
 // measure makes the raw files of the chosen parts anew.
 func measure(ctx context.Context, t testing.TB, o *options) error {
-	b := &bench{options: o, t: t, labs: map[labKey]*lab.Lab{}, layouts: map[string]*images.Layout{}}
+	b := &bench{options: o, t: t, labs: map[labKey]*lab.Lab{}, layouts: map[string]*images.Layout{}, known: map[string]sizes{}}
 	b.others, b.missing = findPeers(ctx, o.peers)
 	for _, part := range parts {
 		if !slices.Contains(o.measure, part) {
 			continue
 		}
-		raw, err := report.NewRaw(ctx, o.rawPath(part), command(), "gunzip: "+gunzip()+filesystemNote())
+		raw, err := report.NewRaw(ctx, o.rawPath(part), command(), b.note())
 		if err != nil {
 			return err
 		}
@@ -82,13 +85,29 @@ func gunzip() string {
 	return "built in"
 }
 
-// filesystemNote says where the labs' directories are.
-func filesystemNote() string {
-	var st unix.Statfs_t
-	if err := unix.Statfs(os.TempDir(), &st); err != nil {
-		return ""
+// note says in raw files what the figures depend on besides the machine.
+func (b *bench) note() string {
+	note := "gunzip: " + gunzip()
+	if b.others.MkfsErofs != "" {
+		out, _ := exec.Command(filepath.Join(b.others.MkfsErofs, "mkfs.erofs"), "--version").Output()
+		version, _, _ := strings.Cut(string(out), "\n")
+		note += "; " + version
 	}
-	return fmt.Sprintf("; disk: file system of type %#x", st.Type)
+	var st unix.Statfs_t
+	if err := unix.Statfs(os.TempDir(), &st); err == nil {
+		name, ok := filesystems[st.Type]
+		if !ok {
+			name = fmt.Sprintf("type %#x", st.Type)
+		}
+		note += "; labs on " + name
+	}
+	return note
+}
+
+// filesystems are named by statfs(2)'s f_type.
+var filesystems = map[int64]string{
+	unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs",
+	unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
 }
 
 // lab returns the lab for a peer and mode, started when it is first asked for.
@@ -102,6 +121,12 @@ func (b *bench) lab(p peer, m mode) *lab.Lab {
 		b.labs[key] = l
 	}
 	return l
+}
+
+// namespace returns ctx in one of a lab's namespaces.
+func namespace(ctx context.Context, l *lab.Lab, name string) context.Context {
+	ns, _ := namespaces.Namespace(l.Namespace(name)) // has one
+	return namespaces.WithNamespace(ctx, ns)
 }
 
 // layout returns an image, made now if it is not in the cache.
@@ -123,6 +148,9 @@ type sizes struct {
 }
 
 func (b *bench) sizes(name string) (sizes, error) {
+	if s, ok := b.known[name]; ok {
+		return s, nil
+	}
 	l, err := b.layout(name)
 	if err != nil {
 		return sizes{}, err
@@ -144,6 +172,7 @@ func (b *bench) sizes(name string) (sizes, error) {
 		}
 		s.Data += n
 	}
+	b.known[name] = s
 	return s, nil
 }
 

@@ -28,6 +28,7 @@ type profileSample struct {
 // Kinds of work, in the order of the table.
 const (
 	external   = "gunzip, external program"
+	piping     = "pipes to and from that program, buffers"
 	inflating  = "decompression in the daemon"
 	sha256Work = "SHA-256"
 	blake3Work = "BLAKE3"
@@ -39,7 +40,7 @@ const (
 	other      = "other"
 )
 
-var works = []string{external, inflating, sha256Work, blake3Work, copying, metadata, reading, containerd, runtimes, other}
+var works = []string{external, piping, inflating, sha256Work, blake3Work, copying, metadata, reading, containerd, runtimes, other}
 
 // measureProfile unpacks with our daemon's CPU profile running.
 func (b *bench) measureProfile(ctx context.Context, raw *report.Raw) error {
@@ -62,9 +63,7 @@ func (b *bench) measureProfile(ctx context.Context, raw *report.Raw) error {
 func (b *bench) profile(ctx context.Context, s *profileSample) error {
 	p := peersNamed(ours)[0]
 	l := b.lab(p, modes[0])
-	nctx := l.Namespace("bench")
-	stop := context.AfterFunc(ctx, func() { l.Client().Close() })
-	defer stop()
+	nctx := namespace(ctx, l, "bench")
 	// How long it takes is only known afterwards: the first one tells, and the
 	// profile of the second goes on for longer.
 	var took time.Duration
@@ -163,6 +162,7 @@ var prefixes = []struct{ prefix, work string }{
 	{"crypto/sha256.", sha256Work}, {"crypto/internal/fips140/sha256.", sha256Work}, {"github.com/minio/sha256-simd.", sha256Work},
 	{"github.com/zeebo/blake3", blake3Work},
 	{"github.com/klauspost/compress/", inflating}, {"compress/", inflating}, {"hash/crc32.", inflating},
+	{"os/exec.", piping}, {"github.com/klauspost/readahead.", piping},
 	{"google.golang.org/", reading}, {"golang.org/x/net/http2", reading}, {"github.com/containerd/containerd/v2/core/content", reading},
 	{"github.com/containerd/containerd/api/", reading},
 	{"runtime.gcBgMarkWorker", runtimes}, {"runtime.schedule", runtimes}, {"runtime.mcall", runtimes}, {"runtime.bgsweep", runtimes},

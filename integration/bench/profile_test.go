@@ -23,6 +23,8 @@ func TestWorkOf(t *testing.T) {
 		{copying, []string{"runtime.memmove", "bytes.(*Reader).Read", "archive/tar.(*regFileReader).Read", us + "convert.FromTar"}},
 		{metadata, []string{"sort.insertionSort", us + "mkdaxfs.(*plan).names"}},
 		{reading, []string{"runtime.memmove", "google.golang.org/grpc/mem.(*buffer).read", "io.Copy", "main.(*differ).Apply"}},
+		{piping, []string{"syscall.Syscall", "internal/poll.(*FD).Write", "os.(*File).Write", "io.copyBuffer", "os/exec.(*Cmd).writerDescriptor.func1"}},
+		{reading, []string{"google.golang.org/grpc.(*clientStream).RecvMsg", "io.copyBuffer", "os/exec.(*Cmd).childStdin.func1"}},
 		{runtimes, []string{"runtime.scanobject", "runtime.gcDrain", "runtime.gcBgMarkWorker"}},
 		{other, []string{"encoding/json.Marshal", "main.main"}},
 		{other, nil},

@@ -101,9 +101,7 @@ func (b *bench) pull(ctx context.Context, p peer, m mode, s *pullSample) error {
 		return err
 	}
 	settle()
-	nctx := l.Namespace("bench")
-	stop := context.AfterFunc(ctx, func() { l.Client().Close() })
-	defer stop()
+	nctx := namespace(ctx, l, "bench")
 
 	leased, release, err := l.Client().WithLease(nctx)
 	if err != nil {

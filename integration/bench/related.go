@@ -38,9 +38,7 @@ func (b *bench) measureRelated(ctx context.Context, raw *report.Raw) error {
 
 func (b *bench) pullRelated(ctx context.Context, p peer, raw *report.Raw) error {
 	l := b.lab(p, modes[1])
-	nctx := l.Namespace("bench")
-	stop := context.AfterFunc(ctx, func() { l.Client().Close() })
-	defer stop()
+	nctx := namespace(ctx, l, "bench")
 	s := relatedSample{Peer: p.name}
 	for _, image := range b.related {
 		layout, err := b.layout(image)

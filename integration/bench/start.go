@@ -26,9 +26,7 @@ type startSample struct {
 func (b *bench) measureStart(ctx context.Context, raw *report.Raw) error {
 	chosen := peersNamed(reference, ours)
 	l := b.lab(chosen[0], modes[0])
-	nctx := l.Namespace("bench")
-	stop := context.AfterFunc(ctx, func() { l.Client().Close() })
-	defer stop()
+	nctx := namespace(ctx, l, "bench")
 	layout, err := b.layout(b.started)
 	if err != nil {
 		return err

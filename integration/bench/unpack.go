@@ -73,9 +73,7 @@ func (b *bench) fetch(ctx context.Context, p peer, image string) (client.Image, 
 
 func (b *bench) unpack(ctx context.Context, p peer, s *unpackSample) error {
 	l := b.lab(p, modes[0])
-	nctx := l.Namespace("bench")
-	stop := context.AfterFunc(ctx, func() { l.Client().Close() })
-	defer stop()
+	nctx := namespace(ctx, l, "bench")
 	img, err := b.fetch(nctx, p, s.Image)
 	if err != nil {
 		return err

@@ -71,11 +71,18 @@ func (m *meter) end() (usage, error) {
 	u := usage{CPU: map[string]time.Duration{}, Children: map[string]time.Duration{}, Written: map[string]int64{}, Anon: m.anon}
 	for name, a := range after {
 		b := m.before[name]
-		u.CPU[name] = a.cpu - b.cpu
-		u.Children[name] = a.children - b.children
-		u.Written[name] = a.written - b.written
+		keep(u.CPU, name, a.cpu-b.cpu)
+		keep(u.Children, name, a.children-b.children)
+		keep(u.Written, name, a.written-b.written)
 	}
 	return u, nil
+}
+
+// keep keeps what is not nothing: raw files are long enough.
+func keep[N time.Duration | int64](in map[string]N, name string, n N) {
+	if n != 0 {
+		in[name] = n
+	}
 }
 
 func (u usage) cpu() time.Duration {

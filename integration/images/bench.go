@@ -17,6 +17,7 @@ import (
 var benchRecipes = func() []recipe {
 	r := []recipe{
 		{"bench-debian", 1, "debian", recompress(Gzip)},
+		{"bench-debian-zstd", 1, "bench-debian", recompress(Zstd)},
 		{"bench-python", 1, "bench-debian", makeBenchPython},
 		{"bench-python-zstd", 1, "bench-python", recompress(Zstd)},
 		{"bench-llvm", 1, "bench-debian", makeBenchLLVM},
