@@ -149,6 +149,9 @@ func (b byRound) String() string {
 
 func mb(bytes float64) string { return fmt.Sprintf("%.1f", bytes/1e6) }
 
+// noRaw is why a target was not measured that is not in the raw files.
+const noRaw = "no raw numbers"
+
 func notMeasured(what, want, why string) report.Target {
 	return report.Target{What: what, Want: want, Got: why, Missing: true}
 }

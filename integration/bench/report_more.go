@@ -27,7 +27,7 @@ func whyMissing(all []convertedSample, form string) string {
 			return s.Missing
 		}
 	}
-	return "no raw numbers"
+	return noRaw
 }
 
 func convertedTargets(all []convertedSample) []report.Target {
@@ -44,7 +44,7 @@ func convertedTargets(all []convertedSample) []report.Target {
 	t := convertedTimes(all, daxfsZstd, again).values()
 	targets := []report.Target{{What: speed, Want: half, Got: ratio.String(), Met: ratio.Median <= 0.5}}
 	if len(t) == 0 {
-		return append(targets, notMeasured(there, below, "no raw numbers"))
+		return append(targets, notMeasured(there, below, noRaw))
 	}
 	s := report.SpreadOf(t)
 	return append(targets, report.Target{What: there, Want: below,
@@ -89,7 +89,7 @@ func (r relatedReport) targets() []report.Target {
 	mine, ok := r.last(ours)
 	theirs, ok2 := r.last(reference)
 	if !ok || !ok2 || mine.Images != theirs.Images {
-		return []report.Target{notMeasured(what, want, "no raw numbers")}
+		return []report.Target{notMeasured(what, want, noRaw)}
 	}
 	ratio := float64(mine.Bytes) / float64(theirs.Bytes)
 	return []report.Target{{
@@ -138,7 +138,7 @@ func concurrencies(all []startSample) []int {
 func startTargets(all []startSample) []report.Target {
 	const want = "not above 1"
 	if len(all) == 0 {
-		return []report.Target{notMeasured("start of a container against overlayfs", want, "no raw numbers")}
+		return []report.Target{notMeasured("start of a container against overlayfs", want, noRaw)}
 	}
 	var targets []report.Target
 	for _, n := range concurrencies(all) {
@@ -146,7 +146,7 @@ func startTargets(all []startSample) []report.Target {
 		for _, p := range []float64{50, 95} {
 			what := fmt.Sprintf("start of a container, %d at once, p%.0f, against overlayfs", n, p)
 			if len(mine) == 0 || len(theirs) == 0 {
-				targets = append(targets, notMeasured(what, want, "no raw numbers"))
+				targets = append(targets, notMeasured(what, want, noRaw))
 				continue
 			}
 			a, b := report.Percentile(mine, p), report.Percentile(theirs, p)

@@ -77,6 +77,9 @@ var against = []struct {
 func (p *pullReport) targets() []report.Target {
 	var all []report.Target
 	for _, a := range against {
+		if len(p.rows) == 0 {
+			all = append(all, notMeasured("time from pull to runnable against "+a.peer, a.want, noRaw))
+		}
 		for _, r := range p.rows {
 			if strings.HasSuffix(r.image, "-zstd") {
 				continue // said of gzip layers
@@ -84,7 +87,7 @@ func (p *pullReport) targets() []report.Target {
 			what := fmt.Sprintf("time from pull to runnable against %s: %s", a.peer, r)
 			ratio, ok := p.times(r.cell(ours)).over(p.times(r.cell(a.peer)))
 			if !ok {
-				why := "not in the raw numbers"
+				why := noRaw
 				if m, is := p.missing[a.peer]; is {
 					why = m
 				}

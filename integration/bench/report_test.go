@@ -130,6 +130,8 @@ func TestReportOfNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	targetNamed(t, r.targets(), "runnable against overlayfs")
+	targetNamed(t, r.targets(), "runnable against erofs")
 	for _, tg := range r.targets() {
 		if !tg.Missing || tg.Met {
 			t.Errorf("got %+v", tg)

@@ -48,7 +48,7 @@ func unpackTargets(all []unpackSample) []report.Target {
 	)
 	var targets []report.Target
 	if rates := unpacksOf(all, zstdImage, ours, perCore); len(rates) == 0 {
-		targets = append(targets, notMeasured(speed, atLeast, "no raw numbers"))
+		targets = append(targets, notMeasured(speed, atLeast, noRaw))
 	} else {
 		r := report.SpreadOf(rates)
 		targets = append(targets, report.Target{
@@ -56,7 +56,7 @@ func unpackTargets(all []unpackSample) []report.Target {
 		})
 	}
 	if len(all) == 0 {
-		targets = append(targets, notMeasured(written, little, "no raw numbers"))
+		targets = append(targets, notMeasured(written, little, noRaw))
 	}
 	for _, image := range unpackedImages(all) {
 		shares := unpacksOf(all, image, ours, func(s unpackSample) float64 { return float64(s.written()) / float64(s.Data) })
