@@ -114,7 +114,7 @@ func list(s string) []string {
 }
 
 // rawPath is the raw file of a part.
-func (o *options) rawPath(part string) string { return filepath.Join(o.out, "pull-"+part+".txt") }
+func (o *options) rawPath(part string) string { return filepath.Join(o.out, "peers-"+part+".txt") }
 
 func run(ctx context.Context, o *options) error {
 	if len(o.measure) > 0 {

@@ -19,8 +19,8 @@ const (
 
 // Plots lie beside the raw numbers.
 const (
-	pullPlot    = "pull.svg"
-	relatedPlot = "pull-related.svg"
+	pullPlot    = "peers-pull.svg"
+	relatedPlot = "peers-related.svg"
 )
 
 // render turns the raw files into tables, plots and the list of targets.
