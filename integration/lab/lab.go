@@ -50,6 +50,10 @@ type Config struct {
 	Memory bool
 	// PoolSize is the pool's max_size, "8GiB" if empty.
 	PoolSize string
+	// CRI returns containerd's configuration of its Kubernetes plugins, which are
+	// off if it is nil. What they do outside of the lab's directory (network
+	// interfaces, cgroups, NRI's socket) is the test's business.
+	CRI func(*Lab) string
 }
 
 // Lab is a running containerd, daemon and registry. Methods that return no
@@ -122,6 +126,9 @@ func New(t testing.TB, c Config) *Lab {
 }
 
 func (l *Lab) path(name string) string { return filepath.Join(l.Dir, name) }
+
+// Endpoint is containerd's socket.
+func (l *Lab) Endpoint() string { return l.path("c.sock") }
 
 // Root is our daemon's root directory.
 func (l *Lab) Root() string { return l.path("daxfs") }
