@@ -89,7 +89,7 @@ func Kept(records []*daxmem.Record) *LiveSet {
 // reclaim makes room in a full pool, for daxmem.Pool.SetReclaim: as far as the
 // low watermark, but one chain in any case, as free space may be in pieces.
 func (s *Snapshotter) reclaim(ctx context.Context) bool {
-	s.images.sweepIdle(ctx)
+	s.images.sweepIdle(ctx, none)
 	s.referring.Lock()
 	defer s.referring.Unlock()
 	live, err := Live(ctx, s.ms)

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/containerd/continuity"
 	"github.com/containerd/log"
@@ -29,6 +31,7 @@ type images struct {
 	pool   *daxmem.Pool      // own's
 	shared *store            // another kernel's, or nil
 	spill  *store            // copies of own's layers on disk, or nil
+	linger time.Duration     // how long an image stays mounted that nothing uses
 	bring  func(k key) error // makes sure that own has a layer, wherever it is
 	ask    asker
 
@@ -42,9 +45,11 @@ type image struct {
 
 	mu     sync.Mutex // serialises making, mounting and unmounting
 	mount  *mountRecord
-	leave  []*mountRecord // unmounted, but the kernel may still have them
-	unpin  func()         // set while mount or leave is
-	users  int            // how many of images.users; changed under both locks
+	shown  atomic.Pointer[mountRecord] // mount, for those who only look
+	idle   time.Time                   // since when nothing uses it
+	leave  []*mountRecord              // unmounted, but the kernel may still have them
+	unpin  func()                      // set while mount or leave is
+	users  int                         // how many of images.users; changed under both locks
 	target string
 }
 
@@ -128,9 +133,14 @@ func (im *images) mounted(k key) *mountRecord {
 	if img == nil {
 		return nil
 	}
-	img.mu.Lock()
-	defer img.mu.Unlock()
-	return img.mount
+	// Who has the image locked may be waiting for a layer.
+	return img.shown.Load()
+}
+
+// setMount notes how the image is mounted, nil for not. img is locked.
+func (img *image) setMount(m *mountRecord) {
+	img.mount = m
+	img.shown.Store(m)
 }
 
 // use makes the snapshot with the given id, on that parent, a user of its
@@ -141,7 +151,7 @@ func (im *images) use(ctx context.Context, id string, c chain, parent string) (s
 	if img.mount != nil && !engine.Mounted(img.target) {
 		log.G(ctx).WithField("image", img.key).Warn("image was unmounted by somebody else, mounting it again")
 		img.leave = append(img.leave, img.mount)
-		img.mount = nil
+		img.setMount(nil)
 	}
 	if img.mount == nil {
 		if err := im.mount(ctx, img, c, parent); err != nil {
@@ -176,7 +186,7 @@ func (im *images) mount(ctx context.Context, img *image, c chain, parent string)
 	if err != nil {
 		return err
 	}
-	img.mount = &mountRecord{Mount: *m, Pool: st.UUID().String(), Offset: rec.Offset, Boot: bootID()}
+	img.setMount(&mountRecord{Mount: *m, Pool: st.UUID().String(), Offset: rec.Offset, Boot: bootID()})
 	if err := im.save(img); err != nil {
 		// Without the record a later daemon could not tell when the image is
 		// free again.
@@ -225,11 +235,11 @@ func (im *images) unmount(ctx context.Context, img *image) {
 		log.G(ctx).WithError(err).WithField("image", img.key).Warn("unmount image")
 	}
 	img.leave = append(img.leave, img.mount)
-	img.mount = nil
+	img.setMount(nil)
 }
 
-// unuse ends the use of an image by a snapshot; the last one unmounts it. It
-// does not wait for other images: they may be waiting for a layer.
+// unuse ends the use of an image by a snapshot. After the last one it stays mounted
+// for a while: the next container finds its files in memory. unuse does not wait for other images: they may be waiting for a layer.
 func (im *images) unuse(ctx context.Context, id string) {
 	im.mu.Lock()
 	img := im.users[id]
@@ -247,14 +257,15 @@ func (im *images) unuse(ctx context.Context, id string) {
 	}
 	im.mu.Unlock()
 	if used {
-		im.settle(ctx, img)
+		img.idle = time.Now()
+		im.settle(ctx, img, im.linger > 0)
 	}
 }
 
-// settle unmounts an image without users and lets go of the pool's pin when
-// the kernel is done with it. img is locked.
-func (im *images) settle(ctx context.Context, img *image) {
-	if img.users == 0 {
+// settle unmounts an image without users, if it is not to be kept, and lets go of
+// the pool's pin when the kernel is done with it. img is locked.
+func (im *images) settle(ctx context.Context, img *image, keep bool) {
+	if img.users == 0 && !keep {
 		im.unmount(ctx, img)
 	}
 	before := len(img.leave)
@@ -289,24 +300,45 @@ func (im *images) forget(img *image) {
 	im.mu.Unlock()
 }
 
-// sweep looks again whether the kernel is done with unmounted images.
-func (im *images) sweep(ctx context.Context) {
+// sweep unmounts images that nothing uses, but for those that are to be kept, and
+// looks again whether the kernel is done with those that are unmounted.
+func (im *images) sweep(ctx context.Context, keep func(*image) bool) {
 	for _, img := range im.all() {
 		img.mu.Lock()
-		im.settle(ctx, img)
+		im.settle(ctx, img, keep(img))
 		img.mu.Unlock()
 	}
 }
 
 // sweepIdle is sweep without those images that somebody is at, who may be waiting
 // for what calls this.
-func (im *images) sweepIdle(ctx context.Context) {
+func (im *images) sweepIdle(ctx context.Context, keep func(*image) bool) {
 	for _, img := range im.all() {
 		if !img.mu.TryLock() {
 			continue
 		}
-		im.settle(ctx, img)
+		im.settle(ctx, img, keep(img))
 		img.mu.Unlock()
+	}
+}
+
+// lingers reports whether it is too early to unmount an image that nothing uses.
+func (im *images) lingers(img *image) bool { return time.Since(img.idle) < im.linger }
+
+// none is no image.
+func none(*image) bool { return false }
+
+// expire unmounts what has lingered long enough, until ctx ends.
+func (im *images) expire(ctx context.Context) {
+	tick := time.NewTicker(max(im.linger/8, 10*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			im.sweepIdle(ctx, im.lingers)
+		}
 	}
 }
 

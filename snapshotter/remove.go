@@ -110,13 +110,16 @@ func (s *Snapshotter) tryCollect(ctx context.Context) {
 // that are kept. collecting is held exclusively.
 func (s *Snapshotter) collect(ctx context.Context) error {
 	s.pending.Store(false)
-	s.images.sweep(ctx)
 	s.referring.Lock()
 	defer s.referring.Unlock()
 	live, err := Live(ctx, s.ms)
 	if err != nil {
 		return err
 	}
+	crowded := s.crowded()
+	s.images.sweep(ctx, func(img *image) bool {
+		return !crowded && live.Has(daxmem.KindImage, img.key) && s.images.lingers(img)
+	})
 	s.keepLayers(ctx, live)
 	if s.pool == nil {
 		return nil

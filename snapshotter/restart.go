@@ -108,7 +108,7 @@ func (im *images) adopt(ctx context.Context, users map[key][]string) error {
 		}
 		img := im.get(k)
 		im.adoptOne(ctx, img, at[img.target], users[k])
-		im.settle(ctx, img)
+		im.settle(ctx, img, false)
 		img.mu.Unlock()
 	}
 	return nil
@@ -134,7 +134,7 @@ func (im *images) adoptOne(ctx context.Context, img *image, mounts int, users []
 		r.Target = img.target
 		sound := im.pinAgain(img, r)
 		if sound && mounts == 1 && img.mount == nil && len(users) > 0 {
-			img.mount = r
+			img.setMount(r)
 			continue
 		}
 		img.leave = append(img.leave, r)

@@ -80,6 +80,11 @@ type Options struct {
 	// not have, in the background, those of containers first; or nil.
 	Content Content
 
+	// KeepMounted is how long an image stays mounted that no snapshot uses any
+	// more, while its chain is there, with what the kernel has in memory of it. 0:
+	// it is unmounted at once.
+	KeepMounted time.Duration
+
 	// Convert pulls an image, by its name, for other kernels, into Pool; nil:
 	// they are refused.
 	Convert func(ctx context.Context, name string) error
@@ -154,6 +159,7 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	s := &Snapshotter{root: opts.Root, pool: opts.Pool, ms: ms, convert: opts.Convert, keep: opts.Keep, layers: make(map[[32]byte]func())}
 	s.running, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.images = newImages(filepath.Join(opts.Root, "images"))
+	s.images.linger = opts.KeepMounted
 	if opts.Pool != nil {
 		s.images.own, s.images.pool, s.images.bring = &store{opts.Pool, opts.Engine}, opts.Pool, s.bring
 		if opts.Spill != nil {
@@ -176,6 +182,9 @@ func New(ctx context.Context, opts Options) (*Snapshotter, error) {
 	}
 	if s.pool != nil && s.keep.on() {
 		s.pool.SetReclaim(s.reclaim)
+	}
+	if s.images.linger > 0 {
+		s.background.Go(func() { s.images.expire(s.running) })
 	}
 	if s.spill != nil {
 		s.background.Go(func() { s.keepSpill(s.running) })
@@ -224,11 +233,14 @@ func openMetadata(ctx context.Context, path string) (*storage.MetaStore, error) 
 	return ms, nil
 }
 
-// Close stops using the metadata. It removes and unmounts nothing: containers
+// Close stops using the metadata, and unmounts images that nothing uses. Containers
 // go on.
 func (s *Snapshotter) Close() error {
 	s.stop()
 	s.background.Wait()
+	if s.images.linger > 0 {
+		s.images.sweepIdle(context.WithoutCancel(s.running), none)
+	}
 	if s.pool != nil {
 		s.pool.SetReclaim(nil)
 	}

@@ -55,7 +55,8 @@ func serve(ctx context.Context, cfg *config.Config) (retErr error) {
 	sn, err := snapshotter.New(ctx, snapshotter.Options{
 		Root: cfg.Root, Pool: pools.own, Engine: pools.engine, Shared: pools.shared, SharedEngine: pools.sharedEngine,
 		Missing: cfg.Share.Missing, AskWait: time.Duration(cfg.Share.AskTimeout), Former: pools.former, Convert: converter(cfg),
-		Keep: pools.keep, Spill: pools.spill, Content: pools.content, ImageOf: imageOf(cfg),
+		KeepMounted: time.Duration(cfg.Engine.KeepMounted),
+		Keep:        pools.keep, Spill: pools.spill, Content: pools.content, ImageOf: imageOf(cfg),
 	})
 	if err != nil {
 		return err

@@ -417,7 +417,8 @@ func TestContainerdExample(t *testing.T) {
 		text = regexp.MustCompile(`(?m)^[ \t]*#.*\n`).ReplaceAllString(text, "")
 		return strings.TrimSpace(regexp.MustCompile(`\n\n+`).ReplaceAllString(text, "\n\n"))
 	}
-	want := squeeze("version = 3\n\n" + proxySnippet("daxfs", cfg) + "\n" + unpackSnippet("overlayfs", "daxfs"))
+	want := squeeze("version = 3\n\n" + proxySnippet("daxfs", cfg) + "\n" + differSnippet("daxfs-differ", cfg) + "\n" +
+		unpackSnippet("overlayfs", "walking") + "\n" + unpackSnippet("daxfs", "daxfs-differ"))
 	if got := squeeze(string(b)); got != want {
 		t.Errorf("%s:\n%s\nwant:\n%s", containerdExample, got, want)
 	}

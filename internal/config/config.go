@@ -144,6 +144,8 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 type Engine struct {
 	// Order are the engines that may be used, best first. Empty: all.
 	Order []string `toml:"order"`
+	// KeepMounted is how long an image stays mounted that nothing uses any more.
+	KeepMounted Duration `toml:"keep_mounted"`
 }
 
 // Size is a number of bytes, written with or without a unit ("8GiB").
@@ -174,6 +176,7 @@ func Default() *Config {
 		Share: Share{
 			Role: RoleOwner, Seat: -1, Missing: snapshotter.MissingAsk, AskTimeout: Duration(5 * time.Minute), Pull: true,
 		},
+		Engine: Engine{KeepMounted: Duration(10 * time.Minute)},
 	}
 }
 
@@ -260,6 +263,9 @@ func (c *Config) Check() error {
 	}
 	if err := c.Share.check(c.Root, bad); err != nil {
 		return err
+	}
+	if c.Engine.KeepMounted < 0 {
+		return bad("engine.keep_mounted is %v, want 0 or more", time.Duration(c.Engine.KeepMounted))
 	}
 	for _, e := range c.Engine.Order {
 		if !slices.Contains(engine.Names(), e) {
