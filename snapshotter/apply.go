@@ -105,12 +105,32 @@ func (u *Unpack) Apply(ctx context.Context, r io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("unpack into snapshot %q: %w", u.key, err)
 	}
-	_, unpin, err := s.pool.Pin(daxmem.KindLayer, rec.Key)
-	if err != nil {
+	if err := u.applied(ctx, rec); err != nil {
 		return fmt.Errorf("unpack into snapshot %q: %w", u.key, err)
 	}
+	log.G(ctx).WithField("key", u.key).WithField("layer", key(rec.Key)).WithField("entries", rec.Entries).
+		WithField("bytes", rec.DataBytes).WithField("took", time.Since(start)).Info("layer unpacked into the pool")
+	return nil
+}
+
+// info returns the snapshot if nothing was unpacked into it yet.
+func (u *Unpack) info(ctx context.Context) (info snapshots.Info, err error) {
+	err = u.s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		info, err = u.empty(ctx)
+		return err
+	})
+	return info, err
+}
+
+// applied makes a layer that was published the one that the snapshot will be
+// committed as.
+func (u *Unpack) applied(ctx context.Context, rec *daxmem.Record) error {
+	_, unpin, err := u.s.pool.Pin(daxmem.KindLayer, rec.Key)
+	if err != nil {
+		return err
+	}
 	defer unpin()
-	if err := s.refer(ctx, func(ctx context.Context) error {
+	if err := u.s.refer(ctx, func(ctx context.Context) error {
 		info, err := u.empty(ctx)
 		if err != nil {
 			return err
@@ -122,10 +142,8 @@ func (u *Unpack) Apply(ctx context.Context, r io.Reader) error {
 		_, err = storage.UpdateInfo(ctx, info, "labels."+labelApplied)
 		return err
 	}); err != nil {
-		return fmt.Errorf("unpack into snapshot %q: %w", u.key, err)
+		return err
 	}
-	s.keepLayer(ctx, rec.Key)
-	log.G(ctx).WithField("key", u.key).WithField("layer", key(rec.Key)).WithField("entries", rec.Entries).
-		WithField("bytes", rec.DataBytes).WithField("took", time.Since(start)).Info("layer unpacked into the pool")
+	u.s.keepLayer(ctx, rec.Key)
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/daxfs/containerd-daxfs/imageconvert"
 	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
@@ -52,6 +53,13 @@ func (d *differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	u, err := d.sn.Unpack(ctx, mounts)
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("apply %s: %w", desc.Digest, err)
+	}
+	if imageconvert.IsLayer(desc.MediaType) {
+		applied, err := d.applyImage(ctx, desc, u)
+		if err != nil {
+			return ocispec.Descriptor{}, fmt.Errorf("apply %s: %w", desc.Digest, err)
+		}
+		return applied, nil
 	}
 	ra, err := d.cl.ContentStore().ReaderAt(ctx, desc)
 	if err != nil {
