@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -30,25 +31,10 @@ type blob struct {
 // write stores what fill writes, compressed, and returns its descriptor and
 // diffID. After an error nothing is left.
 func (b *blob) write(ctx context.Context, cs content.Store, fill func(io.Writer) error) (d ocispec.Descriptor, diffID digest.Digest, err error) {
-	w, err := content.OpenWriter(ctx, cs, content.WithRef(b.ref))
-	if err != nil {
-		return d, "", fmt.Errorf("open %s in the content store: %w", b.ref, err)
-	}
-	defer func() {
-		err = errors.Join(err, w.Close())
-		if err != nil {
-			ctx := context.WithoutCancel(ctx)
-			if e := cs.Abort(ctx, b.ref); e != nil && !errdefs.IsNotFound(e) {
-				err = errors.Join(err, e)
-			}
-		}
-	}()
-	// An earlier conversion may have ended with the program.
-	if err := w.Truncate(0); err != nil {
-		return d, "", fmt.Errorf("write %s to the content store: %w", b.ref, err)
-	}
+	in := &ingest{ctx: ctx, cs: cs, ref: b.ref}
+	defer func() { err = errors.Join(err, in.close(err != nil)) }()
 	sum, plain := digest.Canonical.Digester(), digest.Canonical.Digester()
-	count := &counter{w: io.MultiWriter(w, sum.Hash())}
+	count := &counter{w: io.MultiWriter(in, sum.Hash())}
 	out := bufio.NewWriterSize(count, writeBuffer)
 	z, err := b.compressor(out)
 	if err != nil {
@@ -63,10 +49,50 @@ func (b *blob) write(ctx context.Context, cs content.Store, fill func(io.Writer)
 	}
 	d = ocispec.Descriptor{MediaType: b.mediaType, Digest: sum.Digest(), Size: count.n}
 	label := content.WithLabels(map[string]string{labels.LabelUncompressed: plain.Digest().String()})
-	if err := w.Commit(ctx, d.Size, d.Digest, label); err != nil && !errdefs.IsAlreadyExists(err) {
+	if err := in.w.Commit(ctx, d.Size, d.Digest, label); err != nil && !errdefs.IsAlreadyExists(err) {
 		return d, "", fmt.Errorf("write %s to the content store: %w", b.ref, err)
 	}
 	return d, plain.Digest(), nil
+}
+
+// ingest is a blob that is being written. It begins with the first byte: most of
+// what can go wrong does so before that.
+type ingest struct {
+	ctx context.Context
+	cs  content.Store
+	ref string
+	w   content.Writer
+}
+
+func (i *ingest) Write(p []byte) (n int, err error) {
+	if i.w == nil {
+		if i.w, err = content.OpenWriter(i.ctx, i.cs, content.WithRef(i.ref)); err != nil {
+			return 0, fmt.Errorf("open %s in the content store: %w", i.ref, err)
+		}
+		// An earlier conversion may have ended with the program.
+		if err := i.w.Truncate(0); err != nil {
+			return 0, fmt.Errorf("write %s to the content store: %w", i.ref, err)
+		}
+	}
+	if n, err = i.w.Write(p); err != nil {
+		err = fmt.Errorf("write %s to the content store: %w", i.ref, err)
+	}
+	return n, err
+}
+
+func (i *ingest) close(failed bool) error {
+	if i.w == nil {
+		return nil
+	}
+	err := i.w.Close()
+	if failed {
+		ctx := context.WithoutCancel(i.ctx)
+		if err := i.cs.Abort(ctx, i.ref); err != nil && !errdefs.IsNotFound(err) {
+			// containerd's garbage collection removes it with the lease.
+			log.G(ctx).WithError(err).WithField("ref", i.ref).Debug("remove unfinished blob")
+		}
+	}
+	return err
 }
 
 func (b *blob) compressor(w io.Writer) (io.WriteCloser, error) {

@@ -1,0 +1,171 @@
+package integration
+
+import (
+	"context"
+	"io"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/daxfs/containerd-daxfs/integration/fstree"
+	"github.com/daxfs/containerd-daxfs/integration/images"
+	"github.com/daxfs/containerd-daxfs/integration/lab"
+	"github.com/daxfs/containerd-daxfs/integration/ocitree"
+)
+
+// Images travel as DAXFS images: converted where they were pulled, pushed and
+// pulled again by the stock ctr, and turned back into an ordinary layer, they
+// show what the layers they were made of say.
+func TestConvertImage(t *testing.T) {
+	names := []string{"nasty", "rootopaque"}
+	if !testing.Short() {
+		names = append(names, "debian")
+	}
+	l := lab.New(t, lab.Config{Differ: true})
+	l.Registry.AcceptPushes(filepath.Join(l.Dir, "tmp"))
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			for _, compression := range []string{"none", "zstd"} {
+				t.Run(compression, func(t *testing.T) { convertImage(t, l, name, compression) })
+			}
+		})
+	}
+}
+
+func convertImage(t *testing.T, l *lab.Lab, name, compression string) {
+	l = l.For(t)
+	want, _ := l.Expected(name, ocitree.Options{})
+	here := l.Namespace("here-" + name + compression)
+	l.MustPull(here, name, lab.Daxfs, lab.Transfer)
+	// What the pool had already was not fetched, and cannot be converted.
+	if _, err := l.Ctr(here, "content", "fetch", "--plain-http", l.Ref(name)); err != nil {
+		t.Fatal(err)
+	}
+	made := name + "-" + compression
+	convert := func(to string) string {
+		t.Helper()
+		out, err := l.CtrDaxfs(here, "images", "convert", "--daxfs", "--daxfs-compression", compression, l.Ref(name), to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(out)
+	}
+	first := convert(l.Ref(made))
+	if again := convert(l.Ref(made + "-again")); again != first {
+		t.Errorf("a second conversion makes %s, want %s", again, first)
+	}
+	// It runs at once where it was made: the client unpacks it.
+	if _, err := l.CtrDaxfs(here, "run", "--rm", "--null-io", "--runc-root", l.RuncRoot(), "--snapshotter", lab.Daxfs, l.Ref(made), "c-"+made, "true"); err != nil {
+		t.Error(err)
+	}
+	sameAs(t, l, here, made, lab.Daxfs, want)
+	if _, err := l.Ctr(here, "images", "push", "--plain-http", l.Ref(made)); err != nil {
+		t.Fatal(err)
+	}
+
+	// Elsewhere, by every way of pulling, into a pool that has nothing of it.
+	l.RemoveImage(here, made)
+	l.RemoveImage(here, made+"-again")
+	for _, method := range lab.Methods {
+		there := l.Namespace("there-" + made + string(method))
+		emptyPool(t, l)
+		img := l.MustPull(there, made, lab.Daxfs, method)
+		sameAs(t, l, there, made, lab.Daxfs, want)
+		if out, err := l.Run(there, img, lab.Daxfs, "true"); err != nil {
+			t.Errorf("%s: run true: %v %s", method, err, out)
+		}
+		if method == lab.Transfer {
+			exportImage(t, l, there, made, want)
+		}
+		l.RemoveImage(there, made)
+		if left := l.Snapshots(there, lab.Daxfs); len(left) > 0 {
+			t.Errorf("%s: snapshots left after the image was removed: %q", method, left)
+		}
+	}
+	l.RemoveImage(here, name)
+}
+
+// emptyPool makes the daemon give back what no snapshot uses.
+func emptyPool(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	if out, err := l.Daxfsctl("pool", "gc"); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+}
+
+// sameAs compares an image's tree.
+func sameAs(t *testing.T, l *lab.Lab, ctx context.Context, name, snapshotter string, want fstree.Tree) {
+	t.Helper()
+	img, err := l.Client().GetImage(ctx, l.Ref(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diffs := fstree.Diff(want, l.ViewTree(ctx, img, snapshotter)); len(diffs) > 0 {
+		t.Errorf("%s in %s: %d differences, wanted != got:\n%s", name, snapshotter, len(diffs), fstree.Format(diffs, 40))
+	}
+}
+
+// exportImage turns a DAXFS image into an ordinary one. An independent reader of
+// layers judges what is in it, and overlayfs must show that.
+func exportImage(t *testing.T, l *lab.Lab, ctx context.Context, made string, want fstree.Tree) {
+	t.Helper()
+	plain := made + "-tar"
+	var digests []string
+	for _, to := range []string{l.Ref(plain), l.Ref(plain + "-again")} {
+		out, err := l.CtrDaxfs(ctx, "images", "export-oci", l.Ref(made), to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		digests = append(digests, out)
+	}
+	if digests[0] != digests[1] {
+		t.Errorf("exported twice: %q", digests)
+	}
+	if _, err := l.Ctr(ctx, "images", "push", "--plain-http", l.Ref(plain)); err != nil {
+		t.Fatal(err)
+	}
+	if got := flattened(t, l, plain, ocitree.Options{}); len(fstree.Diff(want, got)) > 0 {
+		t.Errorf("exported layer, wanted != got:\n%s", fstree.Format(fstree.Diff(want, got), 40))
+	}
+	there := l.Namespace("overlay-" + made)
+	l.MustPull(there, plain, lab.Overlayfs, lab.Transfer)
+	img, err := l.Client().GetImage(there, l.Ref(plain))
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlay := l.ViewTree(there, img, lab.Overlayfs)
+	walked := flattened(t, l, plain, ocitree.Options{Walking: true})
+	rest, _ := fstree.Excused(fstree.Diff(overlay, walked), func(d fstree.Difference) (string, bool) {
+		return rootTime, d.Path == "." && d.Field == "mtime"
+	})
+	if len(rest) > 0 {
+		t.Errorf("overlayfs shows something else than the exported layer:\n%s", fstree.Format(rest, 40))
+	}
+	for _, n := range []string{plain, plain + "-again"} {
+		l.RemoveImage(ctx, n)
+		l.RemoveImage(there, n)
+	}
+}
+
+// flattened is what a pushed image with an ordinary layer must look like.
+func flattened(t *testing.T, l *lab.Lab, name string, o ocitree.Options) fstree.Tree {
+	t.Helper()
+	layout := &images.Layout{Dir: filepath.Join(l.Dir, "tmp", name)}
+	layers, err := layout.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(layers) != 1 {
+		t.Fatalf("%s has %d layers, want 1", name, len(layers))
+	}
+	r, err := layout.Open(layers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	tree, _, err := ocitree.Flatten([]io.Reader{r}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
