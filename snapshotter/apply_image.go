@@ -1,9 +1,12 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"runtime"
 	"sync/atomic"
@@ -12,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/klauspost/readahead"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/daxfs/containerd-daxfs/convert"
@@ -28,31 +32,47 @@ var ErrImageUnfit = fmt.Errorf("DAXFS image is not for this daemon: %w", errdefs
 
 // ApplyImage is Apply for a layer that is a DAXFS image (convert.FromImage). The
 // image is proven before anything of it is stored, and must be the lowest layer:
-// it has no whiteouts, so that what is below would show through.
+// it has no whiteouts, so that what is below would show through. It returns the
+// stream's digest and length. If the snapshot's labels say which diffID it is to
+// be, that is compared before anything is published.
 //
-// sum returns the digest of all that was read of r. It is asked once, when that
-// is everything and nothing is published yet. If the snapshot's labels say which
-// diffID it is to be, that is compared: DataLoss.
-func (u *Unpack) ApplyImage(ctx context.Context, r io.Reader, sum func() digest.Digest) error {
-	err := u.applyImage(ctx, r, sum)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, disk.ErrUnsupported):
+// InvalidArgument: no image, a cut one, one with something behind it, or on top of
+// another layer. DataLoss: it is not sound, or has another digest.
+// ErrImageUnfit. ResourceExhausted: it is larger than the pool, or that is full.
+func (u *Unpack) ApplyImage(ctx context.Context, r io.Reader) (diffID digest.Digest, size int64, err error) {
+	image := &measured{r: r, hash: sha256.New()}
+	err = u.applyImage(ctx, image)
+	if errors.Is(err, disk.ErrUnsupported) {
 		err = fmt.Errorf("%v: %w", err, ErrImageUnfit) // without its class
 	}
-	return fmt.Errorf("unpack DAXFS image into snapshot %q: %w", u.key, err)
+	if err != nil {
+		return "", image.size, fmt.Errorf("unpack DAXFS image into snapshot %q: %w", u.key, err)
+	}
+	return digest.NewDigest(digest.SHA256, image.hash), image.size, nil
 }
 
-func (u *Unpack) applyImage(ctx context.Context, r io.Reader, sum func() digest.Digest) error {
+// measured hashes and counts what is read.
+type measured struct {
+	r    io.Reader
+	hash hash.Hash
+	size int64
+}
+
+func (m *measured) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	m.hash.Write(p[:n])
+	m.size += int64(n)
+	return n, err
+}
+
+func (u *Unpack) applyImage(ctx context.Context, image *measured) error {
 	s, start := u.s, time.Now()
 	info, err := u.info(ctx)
 	if err != nil {
 		return err
 	}
-	if below := info.Parent; below != "" || info.Labels[labelParent] != "" {
-		return fmt.Errorf("a DAXFS image on top of layer %q, want it to be the lowest layer of an image: %w",
-			below+info.Labels[labelParent], errdefs.ErrInvalidArgument)
+	if below := cmp.Or(info.Parent, info.Labels[labelParent]); below != "" {
+		return fmt.Errorf("a DAXFS image on top of layer %q, want it to be the lowest layer of an image: %w", below, errdefs.ErrInvalidArgument)
 	}
 	s.collecting.RLock()
 	defer s.released(ctx)
@@ -61,9 +81,16 @@ func (u *Unpack) applyImage(ctx context.Context, r io.Reader, sum func() digest.
 		return err
 	}
 	defer imp.Abort() // nothing is left to abort after a publication
-	rec, err := importImage(ctx, s.pool, imp, r, func() error {
+	// Hashing takes as long as all the rest.
+	ahead, err := readahead.NewReaderSize(image, imageBuffers, imageBuffer)
+	if err != nil {
+		return err
+	}
+	defer ahead.Close()
+	rec, err := importImage(ctx, s.pool, imp, ahead, func() error {
 		want := info.Labels[snapshots.LabelSnapshotDiffID]
-		if got := sum(); want != "" && got.String() != want {
+		// All of it has been read, so that nobody writes to the hash any more.
+		if got := digest.NewDigest(digest.SHA256, image.hash); want != "" && got.String() != want {
 			return fmt.Errorf("image has digest %s, want %s: %w", got, want, errdefs.ErrDataLoss)
 		}
 		return nil
@@ -78,6 +105,13 @@ func (u *Unpack) applyImage(ctx context.Context, r io.Reader, sum func() digest.
 		WithField("bytes", rec.DataBytes).WithField("took", time.Since(start)).Info("DAXFS image unpacked into the pool")
 	return nil
 }
+
+// imageBuffers times imageBuffer bytes of an image are read and hashed before they
+// are needed.
+const (
+	imageBuffers = 4
+	imageBuffer  = 1 << 20
+)
 
 // importImage publishes a DAXFS image as a layer. whole is called when all of it
 // was read; its error ends the import. want is as for importDir.

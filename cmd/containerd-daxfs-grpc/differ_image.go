@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
-	"github.com/klauspost/readahead"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/daxfs/containerd-daxfs/imageconvert"
@@ -26,15 +23,9 @@ func (d *differ) applyImage(ctx context.Context, desc ocispec.Descriptor, u *sna
 		return ocispec.Descriptor{}, err
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
-	digester := digest.Canonical.Digester()
-	ahead, err := readahead.NewReaderSize(io.TeeReader(image, digester.Hash()), aheadBuffers, aheadSize)
+	diffID, size, err := u.ApplyImage(ctx, image)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	defer func() { err = errors.Join(err, ahead.Close()) }()
-	counted := &counter{r: ahead}
-	if err := u.ApplyImage(ctx, counted, digester.Digest); err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	return ocispec.Descriptor{MediaType: imageconvert.MediaTypeLayer, Size: counted.n, Digest: digester.Digest()}, nil
+	return ocispec.Descriptor{MediaType: imageconvert.MediaTypeLayer, Size: size, Digest: diffID}, nil
 }
