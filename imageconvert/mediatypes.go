@@ -29,7 +29,7 @@ const OSFeature = "daxfs"
 // Annotations on a layer's descriptor. They let a reader refuse a layer before it
 // reads it; the layer itself says the same.
 const (
-	AnnotationVersion    = "io.daxfs.version"     // of the format, as "0x010000"
+	AnnotationVersion    = "io.daxfs.version"     // of the format, as "0x00010000"
 	AnnotationBlockSize  = "io.daxfs.block-size"  // in bytes
 	AnnotationSize       = "io.daxfs.size"        // of the image in bytes, uncompressed
 	AnnotationMetaDigest = "io.daxfs.meta-digest" // "blake3:" and 64 hexadecimal digits: names the tree
