@@ -111,7 +111,7 @@ func checkImageHead(sb *disk.Superblock, opts ImageOptions) error {
 func truncated(err error) error {
 	// Only the reader's own end, not one that it wraps.
 	if err == io.EOF || err == io.ErrUnexpectedEOF { //nolint:errorlint // as the comment says
-		return fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, ErrTruncated)
+		return fmt.Errorf("unexpected end: %w", ErrTruncated)
 	}
 	return err
 }
@@ -230,7 +230,7 @@ func (d *imageData) all(ctx context.Context, tree *mkdaxfs.Tree) error {
 // short is for an error of a store that was given too few bytes.
 func short(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrBadLayer) {
-		return fmt.Errorf("%w: %w", err, ErrTruncated)
+		return fmt.Errorf("%v: %w", err, ErrTruncated)
 	}
 	return err
 }

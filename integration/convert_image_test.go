@@ -2,10 +2,20 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"io"
+	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/daxfs/containerd-daxfs/integration/fstree"
 	"github.com/daxfs/containerd-daxfs/integration/images"
@@ -69,7 +79,19 @@ func convertImage(t *testing.T, l *lab.Lab, name, compression string) {
 	for _, method := range lab.Methods {
 		there := l.Namespace("there-" + made + string(method))
 		emptyPool(t, l)
+		start := time.Now()
 		img := l.MustPull(there, made, lab.Daxfs, method)
+		took := time.Since(start)
+		// Another namespace gets what the pool has, and fetches no layer.
+		l.Registry.Blobs()
+		start = time.Now()
+		again := l.Namespace("again-" + made + string(method))
+		l.MustPull(again, made, lab.Daxfs, lab.Transfer)
+		t.Logf("%s: pulled in %v, what the pool has in %v", method, took, time.Since(start))
+		if blobs := l.Registry.Blobs(); len(blobs) > 0 {
+			t.Errorf("%s: blobs fetched of an image that is there: %s", method, blobs)
+		}
+		l.RemoveImage(again, made)
 		sameAs(t, l, there, made, lab.Daxfs, want)
 		if out, err := l.Run(there, img, lab.Daxfs, "true"); err != nil {
 			t.Errorf("%s: run true: %v %s", method, err, out)
@@ -147,6 +169,28 @@ func exportImage(t *testing.T, l *lab.Lab, ctx context.Context, made string, wan
 	}
 }
 
+// made is the layer of the last image of an index that was pushed.
+func made(t *testing.T, l *lab.Lab, name string) images.Layer {
+	t.Helper()
+	dir := filepath.Join(l.Dir, "tmp", name)
+	layout := &images.Layout{Dir: dir}
+	read := func(path string, v any) {
+		b, err := os.ReadFile(path)
+		if err == nil {
+			err = json.Unmarshal(b, v)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var index ocispec.Index
+	var m ocispec.Manifest
+	read(filepath.Join(dir, ocispec.ImageIndexFile), &index)
+	read(layout.BlobPath(index.Manifests[0].Digest), &index)
+	read(layout.BlobPath(index.Manifests[len(index.Manifests)-1].Digest), &m)
+	return images.Layer{Descriptor: m.Layers[0]}
+}
+
 // flattened is what a pushed image with an ordinary layer must look like.
 func flattened(t *testing.T, l *lab.Lab, name string, o ocitree.Options) fstree.Tree {
 	t.Helper()
@@ -168,4 +212,109 @@ func flattened(t *testing.T, l *lab.Lab, name string, o ocitree.Options) fstree.
 		t.Fatal(err)
 	}
 	return tree
+}
+
+// One tag serves both: whoever knows nothing of DAXFS gets the ordinary image,
+// whoever asks for it by os.features gets the other and fetches nothing else.
+func TestConvertIndex(t *testing.T) {
+	l := lab.New(t, lab.Config{Differ: true})
+	l.Registry.AcceptPushes(filepath.Join(l.Dir, "tmp"))
+	here := l.Namespace("here")
+	want, _ := l.Expected("rootopaque", ocitree.Options{})
+	l.MustPull(here, "rootopaque", lab.Daxfs, lab.Transfer)
+	if _, err := l.CtrDaxfs(here, "images", "convert", "--daxfs", "--daxfs-compression", "zstd", "--index", l.Ref("rootopaque"), l.Ref("both")); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := l.Ctr(here, "images", "push", "--plain-http", l.Ref("both")); err != nil {
+		t.Fatal(err, out)
+	}
+	l.RemoveImage(here, "both")
+	l.RemoveImage(here, "rootopaque")
+	l.Collect()
+	emptyPool(t, l)
+
+	// containerd fetches the configurations of all images of an index.
+	isLayer := map[digest.Digest]bool{}
+	layers, err := l.Image("rootopaque").Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, layer := range append(layers, made(t, l, "both")) {
+		isLayer[layer.Digest] = true
+	}
+
+	const ours = "linux(+daxfs)/" + runtime.GOARCH
+	for _, c := range []struct {
+		ns, snapshotter, platform string
+		layers                    int // that have to be fetched
+	}{
+		{"first", lab.Daxfs, ours, 1},  // the DAXFS image
+		{"second", lab.Daxfs, ours, 0}, // which the pool has by now
+		{"overlayfs", lab.Overlayfs, "", 2},
+		{"ordinary", lab.Daxfs, "", 0}, // containerd keeps a blob once for all namespaces
+	} {
+		t.Run(c.ns, func(t *testing.T) {
+			l := l.For(t)
+			ctx := l.Namespace(c.ns)
+			var args []string
+			if c.platform != "" {
+				args = []string{"--platform", c.platform}
+			}
+			l.Registry.Blobs()
+			if _, err := l.Ctr(ctx, slices.Concat([]string{"images", "pull", "--plain-http", "--snapshotter", c.snapshotter}, args, []string{l.Ref("both")})...); err != nil {
+				t.Fatal(err)
+			}
+			layers := slices.DeleteFunc(l.Registry.Blobs(), func(d digest.Digest) bool { return !isLayer[d] })
+			if len(layers) != c.layers {
+				t.Errorf("fetched layers %s, want %d", layers, c.layers)
+			}
+			if _, err := l.Ctr(ctx, slices.Concat([]string{"run", "--rm", "--null-io", "--runc-root", l.RuncRoot(), "--snapshotter", c.snapshotter}, args, []string{l.Ref("both"), "c-" + c.ns, "true"})...); err != nil {
+				t.Error(err)
+			}
+			if c.snapshotter != lab.Daxfs {
+				return
+			}
+			i, err := l.Client().ImageService().Get(ctx, l.Ref("both"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := platforms.DefaultStrict()
+			if c.platform != "" {
+				m = platforms.Only(platforms.MustParse(c.platform))
+			}
+			img := client.NewImageWithPlatform(l.Client(), i, m)
+			if diffs := fstree.Diff(want, l.ViewTree(ctx, img, c.snapshotter)); len(diffs) > 0 {
+				t.Errorf("%d differences, wanted != got:\n%s", len(diffs), fstree.Format(diffs, 40))
+			}
+		})
+	}
+}
+
+// ctr's own conversions go on working on images in our snapshotter, with either
+// program, and what they make runs.
+func TestStockConvert(t *testing.T) {
+	l := lab.New(t, lab.Config{Differ: true})
+	ctx := l.Namespace("stock")
+	l.Image("rootopaque")
+	l.MustPull(ctx, "rootopaque", lab.Daxfs, lab.Transfer)
+	want, _ := l.Expected("rootopaque", ocitree.Options{})
+	for name, ctr := range map[string]func(context.Context, ...string) (string, error){"ctr": l.Ctr, "ctr-daxfs": l.CtrDaxfs} {
+		if _, err := ctr(ctx, "images", "convert", "--uncompress", "--oci", l.Ref("rootopaque"), l.Ref(name)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ctr(ctx, "run", "--rm", "--null-io", "--runc-root", l.RuncRoot(), "--snapshotter", lab.Daxfs, l.Ref(name), "c-"+name, "true"); err != nil {
+			t.Error(err)
+		}
+		sameAs(t, l, ctx, name, lab.Daxfs, want)
+	}
+	// Of an image in a DAXFS layer there is nothing to be uncompressed by others.
+	if _, err := l.CtrDaxfs(ctx, "images", "convert", "--daxfs", l.Ref("rootopaque"), l.Ref("made")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Ctr(ctx, "images", "convert", "--oci", l.Ref("made"), l.Ref("made-oci")); err != nil {
+		t.Error(err)
+	}
+	if _, err := l.CtrDaxfs(ctx, "images", "convert", "--index", l.Ref("rootopaque"), l.Ref("bad")); err == nil || !strings.Contains(err.Error(), "--index is for --daxfs") {
+		t.Errorf("--index alone: %v", err)
+	}
 }

@@ -3,6 +3,7 @@ package zframes
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 
@@ -10,9 +11,12 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// ErrBad is wrapped by errors about streams that are not sound. One that ends
-// too early has io.ErrUnexpectedEOF besides.
-var ErrBad = fmt.Errorf("bad zstd stream: %w", errdefs.ErrInvalidArgument)
+// ErrBad is wrapped by errors about streams that are not sound, ErrTruncated among
+// them.
+var (
+	ErrBad       = fmt.Errorf("bad zstd stream: %w", errdefs.ErrInvalidArgument)
+	ErrTruncated = fmt.Errorf("unexpected end: %w", ErrBad)
+)
 
 // maxWindow is how far back a frame of another compressor may look: what the
 // zstd program takes without being asked for more.
@@ -50,10 +54,28 @@ type plain struct{ dec *zstd.Decoder }
 
 func (p *plain) Read(b []byte) (int, error) {
 	n, err := p.dec.Read(b)
-	if err != nil && err != io.EOF {
-		err = fmt.Errorf("%w: %w", ErrBad, err)
+	switch {
+	case err == nil || err == io.EOF:
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		err = ErrTruncated
+	case isZstd(err):
+		err = fmt.Errorf("%v: %w", err, ErrBad)
 	}
 	return n, err
+}
+
+// isZstd tells errors of the decompressor from those of its source.
+func isZstd(err error) bool {
+	for _, e := range []error{
+		zstd.ErrMagicMismatch, zstd.ErrReservedBlockType, zstd.ErrCompressedSizeTooBig, zstd.ErrBlockTooSmall, zstd.ErrUnexpectedBlockSize,
+		zstd.ErrWindowSizeExceeded, zstd.ErrWindowSizeTooSmall, zstd.ErrDecoderSizeExceeded, zstd.ErrUnknownDictionary,
+		zstd.ErrFrameSizeExceeded, zstd.ErrFrameSizeMismatch, zstd.ErrCRCMismatch,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *plain) Close() error {
@@ -107,7 +129,7 @@ func (f *frames) read(r io.Reader) {
 			out, err := f.dec.DecodeAll(b, out[:0])
 			if err != nil {
 				// What was decompressed may be wrong.
-				out, err = nil, fmt.Errorf("zstd frame at byte %d: %w: %w", at, ErrBad, err)
+				out, err = nil, fmt.Errorf("zstd frame at byte %d: %v: %w", at, err, ErrBad)
 			}
 			ready <- frame{out, err}
 		}(at)
@@ -142,7 +164,7 @@ func readFrame(r io.Reader) ([]byte, error) {
 func readError(err error) error {
 	// Only the reader's own end, not one that it wraps.
 	if err == io.EOF || err == io.ErrUnexpectedEOF { //nolint:errorlint // as the comment says
-		return fmt.Errorf("%w: %w", ErrBad, io.ErrUnexpectedEOF)
+		return ErrTruncated
 	}
 	return err
 }

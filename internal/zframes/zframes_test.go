@@ -98,7 +98,7 @@ func TestOrdinaryStream(t *testing.T) {
 	if got, err := read(t, b, 2); err != nil || !bytes.Equal(got, in) {
 		t.Errorf("read %d bytes: %v", len(got), err)
 	}
-	if _, err := read(t, b[:len(b)/2], 2); !errors.Is(err, io.ErrUnexpectedEOF) || !errors.Is(err, zframes.ErrBad) {
+	if _, err := read(t, b[:len(b)/2], 2); !errors.Is(err, zframes.ErrTruncated) || !errors.Is(err, zframes.ErrBad) {
 		t.Errorf("cut: %v", err)
 	}
 }
@@ -121,8 +121,8 @@ func TestBadStreams(t *testing.T) {
 		b    []byte
 		want error
 	}{
-		"cut":          {good[:len(good)/2], io.ErrUnexpectedEOF},
-		"cut header":   {append(bytes.Clone(good), good[:5]...), io.ErrUnexpectedEOF},
+		"cut":          {good[:len(good)/2], zframes.ErrTruncated},
+		"cut header":   {append(bytes.Clone(good), good[:5]...), zframes.ErrTruncated},
 		"flipped":      {flipped, zframes.ErrBad},
 		"bomb":         {bomb, zframes.ErrBad},
 		"garbage":      {append(bytes.Clone(good), bytes.Repeat([]byte("x"), 100)...), zframes.ErrBad},
