@@ -169,8 +169,14 @@ func exportImage(t *testing.T, l *lab.Lab, ctx context.Context, made string, wan
 	}
 }
 
-// made is the layer of the last image of an index that was pushed.
-func made(t *testing.T, l *lab.Lab, name string) images.Layer {
+// pushed is an image with one layer.
+type pushed struct {
+	images.Layer
+	manifest digest.Digest
+}
+
+// pushedIndex is the last image of an index that was pushed.
+func pushedIndex(t *testing.T, l *lab.Lab, name string) pushed {
 	t.Helper()
 	dir := filepath.Join(l.Dir, "tmp", name)
 	layout := &images.Layout{Dir: dir}
@@ -185,10 +191,13 @@ func made(t *testing.T, l *lab.Lab, name string) images.Layer {
 	}
 	var index ocispec.Index
 	var m ocispec.Manifest
+	var c ocispec.Image
 	read(filepath.Join(dir, ocispec.ImageIndexFile), &index)
 	read(layout.BlobPath(index.Manifests[0].Digest), &index)
-	read(layout.BlobPath(index.Manifests[len(index.Manifests)-1].Digest), &m)
-	return images.Layer{Descriptor: m.Layers[0]}
+	last := index.Manifests[len(index.Manifests)-1].Digest
+	read(layout.BlobPath(last), &m)
+	read(layout.BlobPath(m.Config.Digest), &c)
+	return pushed{images.Layer{Descriptor: m.Layers[0], DiffID: c.RootFS.DiffIDs[0]}, last}
 }
 
 // flattened is what a pushed image with an ordinary layer must look like.
@@ -239,19 +248,22 @@ func TestConvertIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, layer := range append(layers, made(t, l, "both")) {
+	made := pushedIndex(t, l, "both")
+	for _, layer := range append(layers, made.Layer) {
 		isLayer[layer.Digest] = true
 	}
 
 	const ours = "linux(+daxfs)/" + runtime.GOARCH
 	for _, c := range []struct {
-		ns, snapshotter, platform string
-		layers                    int // that have to be fetched
+		ns, snapshotter, ref, platform string
+		layers                         int // to be fetched; containerd keeps a blob once for all namespaces
 	}{
-		{"first", lab.Daxfs, ours, 1},  // the DAXFS image
-		{"second", lab.Daxfs, ours, 0}, // which the pool has by now
-		{"overlayfs", lab.Overlayfs, "", 2},
-		{"ordinary", lab.Daxfs, "", 0}, // containerd keeps a blob once for all namespaces
+		{"overlayfs", lab.Overlayfs, l.Ref("both"), "", 2},
+		{"ordinary", lab.Daxfs, l.Ref("both"), "", 0},
+		// By its digest it comes alone. By the tag containerd's transfer service
+		// brings what is ordinary too, since that fits as well.
+		{"digest", lab.Daxfs, strings.TrimSuffix(l.Ref("both"), ":latest") + "@" + made.manifest.String(), "", 1},
+		{"tag", lab.Daxfs, l.Ref("both"), ours, 0},
 	} {
 		t.Run(c.ns, func(t *testing.T) {
 			l := l.For(t)
@@ -261,20 +273,20 @@ func TestConvertIndex(t *testing.T) {
 				args = []string{"--platform", c.platform}
 			}
 			l.Registry.Blobs()
-			if _, err := l.Ctr(ctx, slices.Concat([]string{"images", "pull", "--plain-http", "--snapshotter", c.snapshotter}, args, []string{l.Ref("both")})...); err != nil {
+			if _, err := l.Ctr(ctx, slices.Concat([]string{"images", "pull", "--plain-http", "--snapshotter", c.snapshotter}, args, []string{c.ref})...); err != nil {
 				t.Fatal(err)
 			}
 			layers := slices.DeleteFunc(l.Registry.Blobs(), func(d digest.Digest) bool { return !isLayer[d] })
 			if len(layers) != c.layers {
 				t.Errorf("fetched layers %s, want %d", layers, c.layers)
 			}
-			if _, err := l.Ctr(ctx, slices.Concat([]string{"run", "--rm", "--null-io", "--runc-root", l.RuncRoot(), "--snapshotter", c.snapshotter}, args, []string{l.Ref("both"), "c-" + c.ns, "true"})...); err != nil {
+			if _, err := l.Ctr(ctx, slices.Concat([]string{"run", "--rm", "--null-io", "--runc-root", l.RuncRoot(), "--snapshotter", c.snapshotter}, args, []string{c.ref, "c-" + c.ns, "true"})...); err != nil {
 				t.Error(err)
 			}
 			if c.snapshotter != lab.Daxfs {
 				return
 			}
-			i, err := l.Client().ImageService().Get(ctx, l.Ref("both"))
+			i, err := l.Client().ImageService().Get(ctx, c.ref)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -283,6 +295,9 @@ func TestConvertIndex(t *testing.T) {
 				m = platforms.Only(platforms.MustParse(c.platform))
 			}
 			img := client.NewImageWithPlatform(l.Client(), i, m)
+			if isMade := l.ChainID(ctx, img) == made.DiffID.String(); isMade != (c.ns == "digest" || c.ns == "tag") {
+				t.Errorf("the image is the DAXFS one: %v", isMade)
+			}
 			if diffs := fstree.Diff(want, l.ViewTree(ctx, img, c.snapshotter)); len(diffs) > 0 {
 				t.Errorf("%d differences, wanted != got:\n%s", len(diffs), fstree.Format(diffs, 40))
 			}
