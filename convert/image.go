@@ -230,7 +230,7 @@ func (d *imageData) all(ctx context.Context, tree *mkdaxfs.Tree) error {
 // short is for an error of a store that was given too few bytes.
 func short(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrBadLayer) {
-		return fmt.Errorf("%v: %w", err, ErrTruncated)
+		return fmt.Errorf("%v: %w", err, ErrTruncated) //nolint:errorlint // its class is all that counts
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package imageconvert
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -42,8 +43,7 @@ func Open(ctx context.Context, store content.Provider, d ocispec.Descriptor) (io
 		s.Reader = &limited{s.Reader, n, n}
 	}
 	if err := s.compareHead(d); err != nil {
-		s.Close()
-		return nil, fmt.Errorf("open DAXFS image %s: %w", d.Digest, err)
+		return nil, errors.Join(fmt.Errorf("open DAXFS image %s: %w", d.Digest, err), s.Close())
 	}
 	return s, nil
 }
@@ -74,11 +74,11 @@ type source struct {
 	closers []io.Closer
 }
 
-func (s *source) Close() error {
+func (s *source) Close() (err error) {
 	for _, c := range s.closers {
-		c.Close()
+		err = errors.Join(err, c.Close())
 	}
-	return nil
+	return err
 }
 
 // limited is a reader whose source must not have more than size bytes.

@@ -2,6 +2,7 @@ package imageconvert
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -158,7 +159,7 @@ type discard struct{}
 
 func (discard) Put(_ context.Context, r io.Reader, size int64) (mkdaxfs.Extent, error) {
 	_, err := io.CopyN(io.Discard, r, size)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	return mkdaxfs.Extent{}, err

@@ -43,7 +43,7 @@ func (u *Unpack) ApplyImage(ctx context.Context, r io.Reader) (diffID digest.Dig
 	image := &measured{r: r, hash: sha256.New()}
 	err = u.applyImage(ctx, image)
 	if errors.Is(err, disk.ErrUnsupported) {
-		err = fmt.Errorf("%v: %w", err, ErrImageUnfit) // without its class
+		err = fmt.Errorf("%v: %w", err, ErrImageUnfit) //nolint:errorlint // without its class
 	}
 	if err != nil {
 		return "", image.size, fmt.Errorf("unpack DAXFS image into snapshot %q: %w", u.key, err)

@@ -17,7 +17,7 @@ import (
 func (d *differ) applyImage(ctx context.Context, desc ocispec.Descriptor, u *snapshotter.Unpack) (_ ocispec.Descriptor, err error) {
 	image, err := imageconvert.Open(ctx, d.cl.ContentStore(), desc)
 	if errors.Is(err, disk.ErrUnsupported) {
-		err = fmt.Errorf("%v: %w", err, snapshotter.ErrImageUnfit) // without its class
+		err = fmt.Errorf("%v: %w", err, snapshotter.ErrImageUnfit) //nolint:errorlint // without its class
 	}
 	if err != nil {
 		return ocispec.Descriptor{}, err

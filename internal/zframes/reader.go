@@ -55,11 +55,10 @@ type plain struct{ dec *zstd.Decoder }
 func (p *plain) Read(b []byte) (int, error) {
 	n, err := p.dec.Read(b)
 	switch {
-	case err == nil || err == io.EOF:
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		err = ErrTruncated
 	case isZstd(err):
-		err = fmt.Errorf("%v: %w", err, ErrBad)
+		err = fmt.Errorf("%w: %w", ErrBad, err)
 	}
 	return n, err
 }
@@ -107,7 +106,7 @@ func (f *frames) read(r io.Reader) {
 	for at := int64(0); ; {
 		ready := make(chan frame, 1)
 		b, err := readFrame(r)
-		if err == io.EOF {
+		if b == nil && err == nil {
 			return
 		}
 		select {
@@ -129,7 +128,7 @@ func (f *frames) read(r io.Reader) {
 			out, err := f.dec.DecodeAll(b, out[:0])
 			if err != nil {
 				// What was decompressed may be wrong.
-				out, err = nil, fmt.Errorf("zstd frame at byte %d: %v: %w", at, err, ErrBad)
+				out, err = nil, fmt.Errorf("zstd frame at byte %d: %w: %w", at, ErrBad, err)
 			}
 			ready <- frame{out, err}
 		}(at)
@@ -137,12 +136,12 @@ func (f *frames) read(r io.Reader) {
 	}
 }
 
-// readFrame returns the next frame without its header. io.EOF: there is none.
+// readFrame returns the next frame without its header, or nil: there is none.
 func readFrame(r io.Reader) ([]byte, error) {
 	var h [skipHeader]byte
 	if n, err := io.ReadFull(r, h[:]); err != nil {
-		if n == 0 && err == io.EOF {
-			return nil, io.EOF
+		if n == 0 && errors.Is(err, io.EOF) {
+			return nil, nil
 		}
 		return nil, readError(err)
 	}
