@@ -33,9 +33,10 @@ func (l *Lab) writeConfigs() {
     root = %q
     enable_remote_snapshot_annotations = "true"
 `, l.Socket(), strings.Join(caps, ", "), l.Root())
-		ours := "walking"
+		ours, platform := "walking", "linux"
 		if !l.Walking && !l.Standin && !Standin() {
-			ours = "daxfs-differ"
+			ours, platform = "daxfs-differ", "linux(+daxfs)"
+			proxy = strings.Replace(proxy, "capabilities", "platform = \"linux(+daxfs)\"\n  capabilities", 1)
 			proxy += fmt.Sprintf(`
 [proxy_plugins.daxfs-differ]
   type = "diff"
@@ -44,7 +45,7 @@ func (l *Lab) writeConfigs() {
   default = ["daxfs-differ", "walking"]
 `, l.Socket())
 		}
-		unpack = unpackConfig(Overlayfs, "walking") + unpackConfig(Daxfs, ours)
+		unpack = unpackConfig("linux", Overlayfs, "walking") + unpackConfig(platform, Daxfs, ours)
 	}
 	// No CRI, no NRI, and no /opt: nothing outside the lab's directory.
 	l.write("containerd.toml", fmt.Sprintf(`version = 3
@@ -92,13 +93,13 @@ order = ["erofs"]
 `, l.Root(), l.Socket(), l.path("c.sock"), l.PoolPath(), cmp.Or(l.PoolSize, "8GiB")))
 }
 
-func unpackConfig(snapshotter, differ string) string {
+func unpackConfig(platform, snapshotter, differ string) string {
 	return fmt.Sprintf(`
   [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-    platform = "linux"
+    platform = %q
     snapshotter = %q
     differ = %q
-`, snapshotter, differ)
+`, platform, snapshotter, differ)
 }
 
 // example writes one of the repository's example files with the lab's paths, and
