@@ -17,9 +17,9 @@ import (
 	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 )
 
-// ErrTooLarge is wrapped by errors about images that are larger than what was
+// ErrImageTooLarge is wrapped by errors about images that are larger than what was
 // allowed.
-var ErrTooLarge = fmt.Errorf("image is too large: %w", errdefs.ErrResourceExhausted)
+var ErrImageTooLarge = fmt.Errorf("image is too large: %w", errdefs.ErrOutOfRange)
 
 // MaxImageMetadata is how much metadata of an image FromImage takes, in bytes: it
 // has to be in memory. Decoded it takes a few times as much.
@@ -47,8 +47,8 @@ var imageChunks = sync.Pool{New: func() any { b := make([]byte, imageChunk); ret
 //
 // r must end with the image. What lies between files is zero. Errors about the
 // image wrap disk.ErrCorrupt, disk.ErrNotDAXFS, disk.ErrUnsupported (another
-// version, page size or kind of image), ErrTruncated, ErrBadLayer or ErrTooLarge;
-// those of r and store are returned as they are.
+// version, page size or kind of image), ErrTruncated, ErrBadLayer or
+// ErrImageTooLarge; those of r and store are returned as they are.
 func FromImage(ctx context.Context, r io.Reader, store Store, opts ImageOptions) (*mkdaxfs.Tree, error) {
 	head := &imageHead{r: r, block: make([]byte, disk.BlockSize)}
 	if _, err := io.ReadFull(r, head.block); err != nil {
@@ -100,9 +100,9 @@ func checkImageHead(sb *disk.Superblock, opts ImageOptions) error {
 		return fmt.Errorf("metadata is at byte %d of the image, want %d, in front of all files: %w",
 			sb.BaseOffset+sb.MetaOffset, disk.BlockSize, disk.ErrUnsupported)
 	case opts.MaxSize > 0 && sb.TotalSize > uint64(opts.MaxSize):
-		return fmt.Errorf("image of %d bytes, want at most %d: %w", sb.TotalSize, opts.MaxSize, ErrTooLarge)
+		return fmt.Errorf("image of %d bytes, want at most %d: %w", sb.TotalSize, opts.MaxSize, ErrImageTooLarge)
 	case sb.MetaSize > MaxImageMetadata:
-		return fmt.Errorf("image with %d bytes of metadata, want at most %d: %w", sb.MetaSize, MaxImageMetadata, ErrTooLarge)
+		return fmt.Errorf("image with %d bytes of metadata, want at most %d: %w", sb.MetaSize, MaxImageMetadata, ErrImageTooLarge)
 	}
 	return nil
 }

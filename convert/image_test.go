@@ -57,7 +57,7 @@ func FuzzFromImage(f *testing.F) {
 		store := &memStore{}
 		tree, err := FromImage(context.Background(), bytes.NewReader(b), store, ImageOptions{MaxSize: 1 << 20})
 		if err != nil {
-			if !disk.IsBad(err) && !errdefs.IsInvalidArgument(err) && !errors.Is(err, ErrTooLarge) {
+			if !disk.IsBad(err) && !errdefs.IsInvalidArgument(err) && !errors.Is(err, ErrImageTooLarge) {
 				t.Fatalf("error of no class: %v", err)
 			}
 			return
@@ -83,7 +83,7 @@ func TestFromImage(t *testing.T) {
 	if len(store.files) != 2 {
 		t.Errorf("%d contents stored, want 2", len(store.files))
 	}
-	if _, err := FromImage(context.Background(), bytes.NewReader(imageStream(t)), store, ImageOptions{MaxSize: 4096}); !errors.Is(err, ErrTooLarge) {
+	if _, err := FromImage(context.Background(), bytes.NewReader(imageStream(t)), store, ImageOptions{MaxSize: 4096}); !errors.Is(err, ErrImageTooLarge) {
 		t.Errorf("larger than allowed: %v", err)
 	}
 }

@@ -79,7 +79,7 @@ func TestStreamBad(t *testing.T) {
 	root := dir()
 	root.Children = []mkdaxfs.Child{{Name: "f", Node: file(t, b, pattern(disk.BlockSize*5+1, 1))}}
 	full := errors.New("full")
-	if _, err := b.Stream(context.Background(), &mkdaxfs.Tree{Root: root}, failing{full}); !errors.Is(err, full) {
+	if _, err := b.Stream(context.Background(), &mkdaxfs.Tree{Root: root}, failingWriter{full}); !errors.Is(err, full) {
 		t.Errorf("to a writer that fails: %v", err)
 	}
 	cancelled, cancel := context.WithCancel(context.Background())
@@ -89,6 +89,6 @@ func TestStreamBad(t *testing.T) {
 	}
 }
 
-type failing struct{ err error }
+type failingWriter struct{ err error }
 
-func (f failing) Write([]byte) (int, error) { return 0, f.err }
+func (f failingWriter) Write([]byte) (int, error) { return 0, f.err }

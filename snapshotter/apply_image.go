@@ -38,7 +38,8 @@ var ErrImageUnfit = fmt.Errorf("DAXFS image is not for this daemon: %w", errdefs
 //
 // InvalidArgument: no image, a cut one, one with something behind it, or on top of
 // another layer. DataLoss: it is not sound, or has another digest.
-// ErrImageUnfit. ResourceExhausted: it is larger than the pool, or that is full.
+// ErrImageUnfit. OutOfRange: it is larger than the pool. ResourceExhausted: that is
+// full.
 func (u *Unpack) ApplyImage(ctx context.Context, r io.Reader) (diffID digest.Digest, size int64, err error) {
 	image := &measured{r: r, hash: sha256.New()}
 	err = u.applyImage(ctx, image)

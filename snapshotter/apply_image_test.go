@@ -207,7 +207,7 @@ func TestApplyImageBad(t *testing.T) {
 		"pool image":         {bytes.NewReader(patch(good, offCompat, 3)), errdefs.IsFailedPrecondition, "part of a pool"},
 		"public dialect":     {bytes.NewReader(imageOf(t, mkdaxfs.BuildOptions{V8: true}, entry{"f", "x"})), errdefs.IsFailedPrecondition, "version 8"},
 		"metadata last":      {bytes.NewReader(metadataLast(t)), errdefs.IsFailedPrecondition, "want 4096"},
-		"too large":          {bytes.NewReader(patch(good, offTotalHigh, 1)), errdefs.IsResourceExhausted, "want at most"},
+		"too large":          {bytes.NewReader(patch(good, offTotalHigh, 1)), errdefs.IsOutOfRange, "want at most"},
 		"too much metadata":  {bytes.NewReader(patch(good, offMetaSizeHigh, 1)), errdefs.IsDataLoss, "outside base"},
 		"store fails":        {io.MultiReader(bytes.NewReader(good[:data+2_000_000]), failing{}), errdefs.IsUnavailable, "read"},
 	} {
