@@ -46,13 +46,7 @@ func convertImage(t *testing.T, l *lab.Lab, name, compression string) {
 	l = l.For(t)
 	want, _ := l.Expected(name, ocitree.Options{})
 	here := l.Namespace("here-" + name + compression)
-	source := l.ViewTree(here, l.MustPull(here, name, lab.Daxfs, lab.Transfer), lab.Daxfs)
-	// Where the image itself departs from the specification is the business of
-	// TestSameTreeAsOverlayfs; a converted one shows the same.
-	for _, d := range fstree.Diff(want, source) {
-		t.Logf("the image itself: %s %s", d.Path, d.Field)
-		want[d.Path] = source[d.Path]
-	}
+	l.MustPull(here, name, lab.Daxfs, lab.Transfer)
 	// What the pool had already was not fetched, and cannot be converted.
 	if _, err := l.Ctr(here, "content", "fetch", "--plain-http", l.Ref(name)); err != nil {
 		t.Fatal(err)
