@@ -2,15 +2,18 @@ package imageconvert_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
@@ -337,6 +340,52 @@ func TestConvertBad(t *testing.T) {
 			t.Errorf("%+v: %v", o, err)
 		}
 	}
+}
+
+// cancelling is a content store that is asked to stop while it is written to.
+type cancelling struct {
+	*store
+	cancel context.CancelFunc
+}
+
+func (c *cancelling) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	w, err := c.store.Writer(ctx, opts...)
+	return &cancellingWriter{w, c.cancel}, err
+}
+
+type cancellingWriter struct {
+	content.Writer
+	cancel context.CancelFunc
+}
+
+func (w *cancellingWriter) Write(p []byte) (int, error) {
+	w.cancel()
+	return w.Writer.Write(p)
+}
+
+// A conversion that is cancelled half way leaves nothing, and can be done again.
+func TestCancel(t *testing.T) {
+	s := newStore(t)
+	noise := make([]byte, 4<<20)
+	rand.NewChaCha8([32]byte{}).Read(noise)
+	src := s.image("amd64", s.tarLayer(ocispec.MediaTypeImageLayerGzip, file("a", string(noise)), file("b", string(noise[1:]))))
+	before := s.count()
+	for _, compression := range []imageconvert.Compression{imageconvert.None, imageconvert.Zstd} {
+		dir := t.TempDir()
+		ctx, cancel := context.WithCancel(ctx)
+		cs := &cancelling{s, cancel}
+		if compression == imageconvert.Zstd {
+			cancel() // its first frame is longer than the image
+		}
+		if _, err := imageconvert.ToDaxfs(imageconvert.Options{Compression: compression, SpoolDir: dir})(ctx, cs, src); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", compression, err)
+		}
+		if after := s.count(); after != before {
+			t.Errorf("%s: %d blobs, %d before", compression, after, before)
+		}
+		nothingLeft(t, dir)
+	}
+	mustConvert(t, s, imageconvert.Options{}, src)
 }
 
 // Annotations that say something else than the image are an error before it is

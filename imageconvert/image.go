@@ -2,6 +2,8 @@ package imageconvert
 
 import (
 	"context"
+	_ "crypto/sha256" // digests of blobs
+	_ "crypto/sha512"
 	"encoding/json"
 	"fmt"
 	"slices"
