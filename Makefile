@@ -1,7 +1,7 @@
 # See README.md and CONTRIBUTING.md. Everything below runs on a Debian machine
 # with Go; demo, test and bench need root.
 .DEFAULT_GOAL := build
-.PHONY: build test lab proof demo bench fuzz lint clean
+.PHONY: build test lab proof demo bench bench-pull fuzz lint clean
 
 COMMANDS := $(notdir $(wildcard cmd/*))
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
@@ -40,6 +40,12 @@ demo:
 bench:
 	script/setup.sh
 	script/with-cgroups.sh script/bench.sh
+
+# The last part of bench alone: pulls, unpacking and starts beside other snapshotters.
+# BENCH="-rounds 1" measures less, BENCH='-measure ""' only writes the tables again.
+bench-pull:
+	script/setup.sh
+	script/with-cgroups.sh script/bench-pull.sh $(BENCH)
 
 # Each fuzz target for FUZZTIME; the seeds run with every test anyway.
 FUZZTIME ?= 10s

@@ -21,7 +21,7 @@ func TestFiftyContainers(t *testing.T) {
 	const n = 50
 	l := lab.New(t, lab.Config{Rebase: true, Parallel: 4})
 	ctx := l.Namespace("fifty")
-	want, _ := l.Expected("debian", ocitree.Options{Walking: true})
+	want, _ := l.Expected("debian", ocitree.Options{})
 	img := l.MustPull(ctx, "debian", lab.Daxfs, lab.PullUnpack)
 
 	containers := make([]*lab.Container, n)

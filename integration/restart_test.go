@@ -19,7 +19,7 @@ import (
 func TestKilledWhilePulling(t *testing.T) {
 	l := lab.New(t, lab.Config{Rebase: true, Parallel: 4})
 	ctx := l.Namespace("killed")
-	want, _ := l.Expected("debian", ocitree.Options{Walking: true})
+	want, _ := l.Expected("debian", ocitree.Options{})
 	// How long a whole pull takes here, and what an empty pool takes after one.
 	start := time.Now()
 	l.MustPull(ctx, "debian", lab.Daxfs, lab.PullUnpack)

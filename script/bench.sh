@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures what docs/benchmarks.md reports and keeps the raw output in
-# docs/bench/. Needs root and what script/setup.sh installs; takes about ten
-# minutes. Run it on a quiet machine.
+# docs/bench/. Needs root and what script/setup.sh installs; takes about half an
+# hour, most of it for the pulls at the end. Run it on a quiet machine.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p docs/bench
@@ -42,3 +42,4 @@ keep second-container.txt alternate 8
 keep pool.txt go test ./daxmem -run '^$' -bench . -count 5
 keep memory.txt go test ./snapshotter -count 1 -run 'OneCopyInPageCache|ImportMemory' -v
 keep family.txt go test ./integration -count 1 -run 'TestFamilySharesExtents' -v
+script/bench-pull.sh

@@ -49,7 +49,8 @@ echo "served by a registry on $address"
 
 title "Our daemon and a private containerd, configured as in the example files"
 here() {
-	sed -e "s#/run/containerd-daxfs/containerd-daxfs.sock#$dir/daxfs.sock#" -e "s#/var/lib/containerd-daxfs#$dir/daxfs#" "$1"
+	sed -e "s#/run/containerd-daxfs/containerd-daxfs.sock#$dir/daxfs.sock#" -e "s#/run/containerd/containerd.sock#$dir/c.sock#" \
+		-e "s#/var/lib/containerd-daxfs#$dir/daxfs#" "$1"
 }
 here config.toml.example >"$dir/config.toml"
 here containerd-config.toml.example >"$dir/snippet.toml"

@@ -29,6 +29,7 @@ func main() {
 			&cli.StringFlag{Name: "config", Usage: "configuration file", Value: config.DefaultPath, EnvVars: []string{"CONTAINERD_DAXFS_CONFIG"}},
 			&cli.StringFlag{Name: "root", Usage: "directory for snapshots, metadata and the pool file"},
 			&cli.StringFlag{Name: "address", Usage: "unix socket to serve on"},
+			&cli.StringFlag{Name: "debug-address", Usage: "unix socket to serve profiles of this process on; none without"},
 			&cli.StringFlag{Name: "log-level", Usage: "trace, debug, info, warn or error"},
 		},
 		HideHelpCommand: true,
@@ -69,5 +70,10 @@ func run(c *cli.Context) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	if address := c.String("debug-address"); address != "" {
+		if err := serveDebug(ctx, address); err != nil {
+			return err
+		}
+	}
 	return serve(ctx, cfg)
 }

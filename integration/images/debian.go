@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/archive"
@@ -111,10 +113,18 @@ type step struct {
 	script      string
 }
 
-// build unpacks m's layers, runs the steps one on top of the other, and stores
+// build runs the steps and makes an image of m's layers.
+func (m *maker) build(ctx context.Context, steps []step, cmd []string) error {
+	if err := m.run(ctx, steps); err != nil {
+		return err
+	}
+	return m.finish(m.layers, cmd, nil)
+}
+
+// run unpacks m's layers, runs the steps one on top of the other, and stores
 // each one's changes as a layer. Like containerd's own diff it cuts mtimes to
 // seconds and keeps no xattr but security.capability.
-func (m *maker) build(ctx context.Context, steps []step, cmd []string) error {
+func (m *maker) run(ctx context.Context, steps []step) error {
 	lower := filepath.Join(m.work, "root")
 	if err := os.Mkdir(lower, 0o755); err != nil {
 		return err
@@ -133,7 +143,7 @@ func (m *maker) build(ctx context.Context, steps []step, cmd []string) error {
 		m.layers = append(m.layers, layer)
 		lowers = append([]string{upper}, lowers...)
 	}
-	return m.finish(m.layers, cmd, nil)
+	return nil
 }
 
 func (m *maker) unpack(ctx context.Context, layer Layer, root string) error {
@@ -216,7 +226,12 @@ for f in ${made:-}; do umount "$root/etc/$f"; rm "$root/etc/$f"; done`
 
 // command runs a program and puts what it said into the error.
 func command(ctx context.Context, name string, args ...string) error {
-	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	cmd := exec.CommandContext(ctx, name, args...)
+	// What the program has started must end with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 10 * time.Second
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		if len(out) > 4000 {
 			out = out[len(out)-4000:]

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,6 +43,9 @@ var recipes = func() []recipe {
 // they add, as the services of one team do.
 var Family = []string{"family0", "family1", "family2", "family3", "family4"}
 
+// makeTime is the most that the making of one image may take, its base apart.
+const makeTime = 10 * time.Minute
+
 // Cache makes images and keeps them.
 type Cache struct {
 	// Dir holds one layout directory per image, and scratch space.
@@ -65,15 +69,24 @@ type maker struct {
 // Processes may call it at the same time. Debian images need root, mmdebstrap
 // and a Debian mirror.
 func (c *Cache) Get(ctx context.Context, name string) (*Layout, error) {
-	for _, r := range recipes {
-		if r.name == name {
-			return c.get(ctx, r)
-		}
+	if r, ok := find(name); ok {
+		return c.get(ctx, r)
 	}
 	return nil, fmt.Errorf("no image %q is known", name)
 }
 
-// Names returns all images.
+func find(name string) (recipe, bool) {
+	for _, list := range [][]recipe{recipes, benchRecipes} {
+		for _, r := range list {
+			if r.name == name {
+				return r, true
+			}
+		}
+	}
+	return recipe{}, false
+}
+
+// Names returns all images that tests use.
 func Names() []string {
 	var names []string
 	for _, r := range recipes {
@@ -124,6 +137,8 @@ func (c *Cache) get(ctx context.Context, r recipe) (*Layout, error) {
 			return nil, err
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, makeTime)
+	defer cancel()
 	if err := r.make(ctx, m); err != nil {
 		return nil, fmt.Errorf("make image %s: %w", r.name, err)
 	}
@@ -133,10 +148,8 @@ func (c *Cache) get(ctx context.Context, r recipe) (*Layout, error) {
 // dir names base versions too, since an image holds its base's layers.
 func (c *Cache) dir(r recipe) string {
 	name := fmt.Sprintf("%s-%d", r.name, r.version)
-	for _, b := range recipes {
-		if b.name == r.base {
-			name += fmt.Sprintf("-on-%d", b.version)
-		}
+	if b, ok := find(r.base); ok {
+		name += fmt.Sprintf("-on-%d", b.version)
 	}
 	return filepath.Join(c.Dir, name)
 }

@@ -101,3 +101,23 @@ func TestBreak(t *testing.T) {
 		}
 	}
 }
+
+// The benchmark's images are there for those who ask, and for nobody else: they
+// take minutes.
+func TestBenchImagesAreApart(t *testing.T) {
+	for _, name := range Names() {
+		if strings.HasPrefix(name, "bench-") {
+			t.Errorf("%s is made with all the others", name)
+		}
+	}
+	if len(Related) != 20 {
+		t.Errorf("%d related images, want 20", len(Related))
+	}
+	seen := map[string]bool{}
+	for _, r := range benchRecipes {
+		if base, ok := find(r.base); !ok || seen[r.name] || base.name != "debian" && !seen[base.name] {
+			t.Errorf("%s: base %q is not made before it, or the name is taken", r.name, r.base)
+		}
+		seen[r.name] = true
+	}
+}

@@ -33,19 +33,44 @@ func (l *Lab) writeConfigs() {
     root = %q
     enable_remote_snapshot_annotations = "true"
 `, l.Socket(), strings.Join(caps, ", "), l.Root())
-		ours, platform := "walking", "linux"
+		ours, differs, platform := "walking", "", "linux"
 		if !l.Walking && !l.Standin && !Standin() {
-			ours, platform = "daxfs-differ", "linux(+daxfs)"
+			ours, differs, platform = "daxfs-differ", `"daxfs-differ", `, "linux(+daxfs)"
 			proxy = strings.Replace(proxy, "capabilities", "platform = \"linux(+daxfs)\"\n  capabilities", 1)
 			proxy += fmt.Sprintf(`
 [proxy_plugins.daxfs-differ]
   type = "diff"
   address = %q
-[plugins.'io.containerd.service.v1.diff-service']
-  default = ["daxfs-differ", "walking"]
 `, l.Socket())
 		}
 		unpack = unpackConfig("linux", Overlayfs, "walking") + unpackConfig(platform, Daxfs, ours)
+		if l.Peers.MkfsErofs != "" {
+			differs += `"erofs", `
+			unpack += unpackConfig("linux", Erofs, "erofs")
+			// As containerd's documentation advises for this version.
+			proxy += `
+[plugins.'io.containerd.differ.v1.erofs']
+  mkfs_options = ["-T0", "--mkfs-time", "--sort=none"]
+`
+		}
+		if l.Peers.Stargz != "" {
+			unpack += unpackConfig("linux", Stargz, "walking")
+			proxy += fmt.Sprintf(`
+[proxy_plugins.stargz]
+  type = "snapshot"
+  address = %q
+`, l.path("stargz.sock"))
+		}
+		if differs != "" {
+			proxy += fmt.Sprintf(`
+[plugins.'io.containerd.service.v1.diff-service']
+  default = [%s"walking"]
+`, differs)
+		}
+	}
+	erofs := ""
+	if l.Peers.MkfsErofs == "" {
+		erofs = `"io.containerd.snapshotter.v1.erofs",`
 	}
 	// No CRI, no NRI, and no /opt: nothing outside the lab's directory.
 	l.write("containerd.toml", fmt.Sprintf(`version = 3
@@ -58,20 +83,20 @@ disabled_plugins = [
   "io.containerd.podsandbox.controller.v1.podsandbox",
   "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile",
-  "io.containerd.snapshotter.v1.erofs",
+  %s
 ]
 [grpc]
   address = %q
 [ttrpc]
   address = %q
 [debug]
-  level = "debug"
+  level = %q
 %s
 [plugins.'io.containerd.transfer.v1.local']
   max_concurrent_unpacks = %d
 %s`,
-		imports, l.path("root"), l.path("state"), l.path("tmp"), l.path("c.sock"), l.path("c.ttrpc"),
-		proxy, max(1, l.Parallel), unpack))
+		imports, l.path("root"), l.path("state"), l.path("tmp"), erofs, l.path("c.sock"), l.path("c.ttrpc"),
+		l.logLevel(), proxy, max(1, l.Parallel), unpack))
 
 	if l.Examples {
 		l.example("config.toml.example", "daxfs.toml", map[string]string{
@@ -82,7 +107,7 @@ disabled_plugins = [
 	l.write("daxfs.toml", fmt.Sprintf(`root = %q
 address = %q
 containerd = %q
-log_level = "debug"
+log_level = %q
 
 [pool]
 path = %q
@@ -90,7 +115,14 @@ max_size = %q
 
 [engine]
 order = ["erofs"]
-`, l.Root(), l.Socket(), l.path("c.sock"), l.PoolPath(), cmp.Or(l.PoolSize, "8GiB")))
+`, l.Root(), l.Socket(), l.path("c.sock"), l.logLevel(), l.PoolPath(), cmp.Or(l.PoolSize, "8GiB")))
+}
+
+func (l *Lab) logLevel() string {
+	if l.Measured {
+		return "info"
+	}
+	return "debug"
 }
 
 func unpackConfig(platform, snapshotter, differ string) string {

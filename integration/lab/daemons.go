@@ -42,7 +42,10 @@ func (l *Lab) StartDaemon() {
 	}
 	args := []string{"--config", l.path("daxfs.toml")}
 	if !l.Examples {
-		args = append(args, "--root", l.Root(), "--address", l.Socket(), "--log-level", "debug")
+		args = append(args, "--root", l.Root(), "--address", l.Socket(), "--log-level", l.logLevel())
+	}
+	if l.Measured {
+		args = append(args, "--debug-address", l.DebugSocket())
 	}
 	l.daemon = l.start("daemon", binary, args...)
 	l.waitFor(l.daemon, func(context.Context) error {

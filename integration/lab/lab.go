@@ -27,6 +27,8 @@ import (
 const (
 	Daxfs     = "daxfs"
 	Overlayfs = "overlayfs"
+	Erofs     = "erofs"  // with Config.Peers
+	Stargz    = "stargz" // with Config.Peers
 )
 
 // Config says how a lab's containerd is set up.
@@ -50,6 +52,10 @@ type Config struct {
 	Memory bool
 	// PoolSize is the pool's max_size, "8GiB" if empty.
 	PoolSize string
+	// Measured has the daemons log no details, and ours serve profiles.
+	Measured bool
+	// Peers are snapshotters to be measured beside ours.
+	Peers Peers
 }
 
 // Lab is a running containerd, daemon and registry. Methods that return no
@@ -69,6 +75,7 @@ type Lab struct {
 type running struct {
 	ctrd   *process
 	daemon *process
+	stargz *process // nil without
 	client *client.Client
 }
 
@@ -116,6 +123,7 @@ func New(t testing.TB, c Config) *Lab {
 	l.addr = addr
 
 	l.writeConfigs()
+	l.startPeers()
 	l.StartDaemon()
 	l.StartContainerd()
 	return l
@@ -256,6 +264,7 @@ func (l *Lab) close() {
 	}
 	l.ctrd.kill(syscall.SIGTERM)
 	l.daemon.kill(syscall.SIGTERM)
+	l.stargz.kill(syscall.SIGTERM)
 	if err := sweep.All(l.Dir); err != nil {
 		l.t.Errorf("clean up: %v", err)
 	}

@@ -29,7 +29,11 @@ func (l *Lab) start(name, binary string, args ...string) *process {
 	p.cmd = exec.Command(binary, args...)
 	p.cmd.Stdout, p.cmd.Stderr = f, f
 	// containerd looks for its shim, and the shim for runc, in PATH.
-	p.cmd.Env = append(os.Environ(), "PATH="+tool("")+":"+os.Getenv("PATH"), "TMPDIR="+l.path("tmp"))
+	path := tool("") + ":" + os.Getenv("PATH")
+	if l.Peers.MkfsErofs != "" {
+		path = l.Peers.MkfsErofs + ":" + path
+	}
+	p.cmd.Env = append(os.Environ(), "PATH="+path, "TMPDIR="+l.path("tmp"))
 	// Its own process group: Ctrl-C is for the test, which then cleans up.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {

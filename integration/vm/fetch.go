@@ -96,7 +96,7 @@ func (s source) fetch(ctx context.Context) (string, error) {
 
 // bootstrap unpacks the packages into dir without running any of their scripts.
 func (s source) bootstrap(ctx context.Context, dir string) error {
-	mirror, err := debianMirror(ctx)
+	mirror, err := DebianMirror(ctx)
 	if err != nil {
 		return err
 	}
@@ -116,9 +116,9 @@ func (s source) bootstrap(ctx context.Context, dir string) error {
 	return nil
 }
 
-// debianMirror is the mirror that this machine's apt uses. It is known by its
+// DebianMirror is the mirror that this machine's apt uses. It is known by its
 // index, which a machine may not have yet.
-func debianMirror(ctx context.Context) (string, error) {
+func DebianMirror(ctx context.Context) (string, error) {
 	for _, update := range []bool{false, true} {
 		if update {
 			if out, err := exec.CommandContext(ctx, "apt-get", "update", "-qq").CombinedOutput(); err != nil {

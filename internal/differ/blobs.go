@@ -39,6 +39,9 @@ func (b *Blobs) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.
 		return nil, fmt.Errorf("digest %q: %w: %w", desc.Digest, err, errdefs.ErrInvalidArgument)
 	}
 	info, err := b.store.Info(ctx, desc.Digest)
+	if errdefs.IsUnavailable(err) {
+		return nil, fmt.Errorf("ask the containerd of this daemon's configuration for the blob: %w", err)
+	}
 	if err != nil {
 		return nil, err
 	}

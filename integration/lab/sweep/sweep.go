@@ -24,7 +24,7 @@ import (
 // directory in their arguments: a pager that shows a log there is not ours.
 var programs = map[string]bool{
 	"containerd": true, "containerd-shim-runc-v2": true, "ctr": true, "runc": true,
-	"containerd-daxfs-grpc": true, "standin": true,
+	"containerd-daxfs-grpc": true, "standin": true, "stargz": true,
 }
 
 // All ends and removes everything that belongs to the lab in dir, and dir.

@@ -150,6 +150,12 @@ func measure(ctx context.Context, o *options) (err error) {
 	return nil
 }
 
+// guestsNote goes into the raw files' heads.
+const guestsNote = "guests emulated by QEMU (TCG)"
+
+// command is this program's command line, for the raw files' heads.
+func (b *bench) command() string { return "proof " + strings.Join(os.Args[1:], " ") }
+
 // bench is what all parts work with.
 type bench struct {
 	*options

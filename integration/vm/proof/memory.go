@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/daxfs/containerd-daxfs/integration/report"
 	"github.com/daxfs/containerd-daxfs/integration/vm"
 	"github.com/daxfs/containerd-daxfs/integration/vm/proof/protocol"
 )
@@ -59,7 +60,7 @@ type evidence struct {
 func usesPool(engine string) bool { return engine == "daxfs" || engine == "erofs-dax" }
 
 func (b *bench) measureMemory(ctx context.Context) error {
-	raw, err := newRawFile(ctx, filepath.Join(b.out, memoryFile))
+	raw, err := report.NewRaw(ctx, filepath.Join(b.out, memoryFile), b.command(), guestsNote)
 	if err != nil {
 		return err
 	}
@@ -76,12 +77,12 @@ func (b *bench) measureMemory(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", engine, err)
 		}
 	}
-	return raw.save()
+	return raw.Save()
 }
 
 type memoryBench struct {
 	*bench
-	raw             *rawFile
+	raw             *report.Raw
 	image, manifest string // files
 	poke            string // path of a file in the image
 	pokeAt          int64  // its address in the pool
@@ -217,7 +218,7 @@ func (m *memoryBench) record(ctx context.Context, guests []*guest, state memoryR
 			return err
 		}
 		state.Kernel, state.Memory = g.kernel, r.Memory
-		if err := m.raw.add(state); err != nil {
+		if err := m.raw.Add(state); err != nil {
 			return err
 		}
 	}
@@ -262,7 +263,7 @@ func (m *memoryBench) gatherEvidence(ctx context.Context) error {
 			return err
 		}
 		records[i].Poked, records[i].After = poked, r.Look
-		if err := m.raw.add(records[i]); err != nil {
+		if err := m.raw.Add(records[i]); err != nil {
 			return err
 		}
 	}

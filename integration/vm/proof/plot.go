@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"html/template"
 	"math"
+
+	"github.com/daxfs/containerd-daxfs/integration/report"
 )
 
 //go:embed plot.svg.tmpl
@@ -17,9 +19,6 @@ const (
 	panelHeight = 260
 	barWidth    = 15
 )
-
-// colours of the engines, in their order; readable without colour vision.
-var colours = []string{"#999999", "#E69F00", "#56B4E9", "#009E73"}
 
 type panel struct {
 	X      int
@@ -77,7 +76,7 @@ func (m *memoryReport) plot() ([]byte, error) {
 			func(s state) string { return fmt.Sprintf("%d × %d", s.containers, s.processes) }),
 	}
 	for i, e := range m.engines {
-		data.Legend = append(data.Legend, legend{60 + 110*i, colours[i%len(colours)], e})
+		data.Legend = append(data.Legend, legend{60 + 110*i, report.Colours[i%len(report.Colours)], e})
 	}
 	t, err := template.New("plot").Parse(plotTemplate)
 	if err != nil {
@@ -96,7 +95,7 @@ func (m *memoryReport) panel(x int, title string, states []state, label func(s s
 			most = max(most, float64(m.total(e, s).all)/(1<<20))
 		}
 	}
-	step := niceStep(most / 5)
+	step := report.NiceStep(most / 5)
 	top := math.Ceil(most/step) * step
 	height := func(bytes int64) float64 { return max(0, float64(bytes)/(1<<20)/top*panelHeight) }
 	for v := 0.0; v <= top; v += step {
@@ -110,22 +109,11 @@ func (m *memoryReport) panel(x int, title string, states []state, label func(s s
 			g.Bars = append(g.Bars, bar{
 				X: g.X + (float64(j)-float64(len(m.engines))/2)*barWidth, Width: barWidth - 2,
 				ImageY: panelHeight - image, ImageH: image, OwnY: panelHeight - image - own, OwnH: own,
-				Colour:   colours[j%len(colours)],
+				Colour:   report.Colours[j%len(report.Colours)],
 				Describe: fmt.Sprintf("%s: %s MiB for the image, %s MiB for the processes", e, mib(u.image), mib(u.own)),
 			})
 		}
 		p.Groups = append(p.Groups, g)
 	}
 	return p
-}
-
-// niceStep rounds up to 1, 2 or 5 times a power of ten.
-func niceStep(x float64) float64 {
-	power := math.Pow(10, math.Floor(math.Log10(x)))
-	for _, m := range []float64{1, 2, 5} {
-		if x <= m*power {
-			return m * power
-		}
-	}
-	return 10 * power
 }

@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/daxfs/containerd-daxfs/integration/report"
 )
 
 // plotFile lies beside the raw numbers.
@@ -17,6 +18,7 @@ const plotFile = "one-copy.svg"
 const (
 	proofMark  = "proof"
 	importMark = "proof of import"
+	madeBy     = "make proof"
 )
 
 // render turns the raw files into tables, a plot and the list of targets.
@@ -32,7 +34,7 @@ func render(o *options) error {
 	targets := append(memory.targets(), speed.targets()...)
 
 	var text bytes.Buffer
-	writeTargets(&text, targets)
+	report.WriteTargets(&text, targets)
 	memory.write(&text, plotPath(o))
 	speed.write(&text)
 	if len(memory.engines) > 0 {
@@ -54,10 +56,10 @@ func render(o *options) error {
 	}
 	if o.doc == "" {
 		fmt.Print(text.String(), imports.String())
-	} else if err := errors.Join(replaceMarked(o.doc, proofMark, text.String()), replaceMarked(o.doc, importMark, imports.String())); err != nil {
+	} else if err := errors.Join(report.ReplaceMarked(o.doc, proofMark, madeBy, text.String()), report.ReplaceMarked(o.doc, importMark, madeBy, imports.String())); err != nil {
 		return err
 	}
-	return judge(targets, o.check)
+	return report.Judge(targets, o.check)
 }
 
 // plotPath is the plot as the document links to it.
@@ -66,67 +68,6 @@ func plotPath(o *options) string {
 		return filepath.ToSlash(rel)
 	}
 	return plotFile
-}
-
-// replaceMarked replaces what is between the lines of a mark in a file.
-func replaceMarked(path, mark, text string) error {
-	beginMark, endMark := "<!-- "+mark+": begin (written by make proof) -->", "<!-- "+mark+": end -->"
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	before, rest, ok := strings.Cut(string(b), beginMark+"\n")
-	_, after, ok2 := strings.Cut(rest, endMark+"\n")
-	if !ok || !ok2 {
-		return fmt.Errorf("%s: no lines %q and %q", path, beginMark, endMark)
-	}
-	return os.WriteFile(path, []byte(before+beginMark+"\n"+text+endMark+"\n"+after), 0o644)
-}
-
-// target is something that the module must reach.
-type target struct {
-	what, want, got string
-	met             bool
-	// known: a miss is told, and is no error: the design says why it cannot be met.
-	known bool
-}
-
-func writeTargets(w *bytes.Buffer, targets []target) {
-	if len(targets) == 0 {
-		return
-	}
-	fmt.Fprintf(w, "\n| target | wanted | measured | |\n|---|---|---|---|\n")
-	for _, t := range targets {
-		fmt.Fprintf(w, "| %s | %s | **%s** | %s |\n", t.what, t.want, t.got, verdict(t.met))
-	}
-}
-
-func verdict(met bool) string {
-	if met {
-		return "met"
-	}
-	return "**missed**"
-}
-
-// judge prints the targets; with check, a missed one is an error.
-func judge(targets []target, check bool) error {
-	var missed error
-	for _, t := range targets {
-		fmt.Printf("%-6s %s: %s (wanted: %s)\n", strings.Trim(verdict(t.met), "*"), t.what, t.got, t.want)
-		if !t.met && !t.known && check {
-			missed = errors.Join(missed, fmt.Errorf("missed: %s: %s, want %s", t.what, t.got, t.want))
-		}
-	}
-	return missed
-}
-
-// readIfThere is readRaw, and nothing where a part was never measured.
-func readIfThere[T any](path string) ([]T, error) {
-	all, err := readRaw[T](path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	return all, err
 }
 
 // change is mib with its sign.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/daxfs/containerd-daxfs/integration/report"
 	"github.com/daxfs/containerd-daxfs/integration/vm/proof/protocol"
 )
 
@@ -31,7 +32,7 @@ type memoryReport struct {
 }
 
 func readMemory(path string) (*memoryReport, error) {
-	records, err := readIfThere[struct {
+	records, err := report.Read[struct {
 		memoryRecord
 		evidence
 	}](path)
@@ -277,20 +278,20 @@ func (e *evidence) sums() (f protocol.Frames, mapped, read int) {
 }
 
 // targets are those of the module alone.
-func (m *memoryReport) targets() []target {
+func (m *memoryReport) targets() []report.Target {
 	const engine = "daxfs"
 	if !slices.Contains(m.engines, engine) {
 		return nil
 	}
-	var all []target
+	var all []report.Target
 	for _, f := range m.furtherOnes() {
 		if !f.target {
 			continue
 		}
 		got := m.worst(engine, f)
-		all = append(all, target{
-			"memory of a further " + f.what, "below 1 % of the image",
-			m.percent(got), got*100 < m.image, f.known,
+		all = append(all, report.Target{
+			What: "memory of a further " + f.what, Want: "below 1 % of the image",
+			Got: m.percent(got), Met: got*100 < m.image, Known: f.known,
 		})
 	}
 	for _, e := range m.evidence {
@@ -300,10 +301,10 @@ func (m *memoryReport) targets() []target {
 		f, mapped, read := e.sums()
 		n := len(e.After)
 		all = append(all,
-			target{"pages of containers at their address in the pool, " + e.EvidenceOf, "all",
-				fmt.Sprintf("%d of %d", f.Equal, f.Pages), f.Equal == f.Pages && f.Pages > 0, false},
-			target{"containers that see a byte written from outside by mmap and by read, " + e.EvidenceOf, "all",
-				fmt.Sprintf("%d and %d of %d", mapped, read, n), mapped == n && read == n && n > 0, false})
+			report.Target{What: "pages of containers at their address in the pool, " + e.EvidenceOf, Want: "all",
+				Got: fmt.Sprintf("%d of %d", f.Equal, f.Pages), Met: f.Equal == f.Pages && f.Pages > 0},
+			report.Target{What: "containers that see a byte written from outside by mmap and by read, " + e.EvidenceOf, Want: "all",
+				Got: fmt.Sprintf("%d and %d of %d", mapped, read, n), Met: mapped == n && read == n && n > 0})
 	}
 	return all
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/daxfs/containerd-daxfs/integration/report"
 	"github.com/daxfs/containerd-daxfs/integration/vm/proof/protocol"
 )
 
@@ -22,7 +23,7 @@ type speedReport struct {
 }
 
 func readSpeed(path string) (*speedReport, error) {
-	records, err := readIfThere[speedRecord](path)
+	records, err := report.Read[speedRecord](path)
 	if err != nil {
 		return nil, err
 	}
@@ -41,31 +42,18 @@ func readSpeed(path string) (*speedReport, error) {
 	return s, nil
 }
 
-// spread is the median, least and largest of some numbers.
-type spread struct{ median, least, most float64 }
-
-func spreadOf(xs []float64) spread {
-	xs = slices.Sorted(slices.Values(xs))
-	n := len(xs)
-	return spread{(xs[(n-1)/2] + xs[n/2]) / 2, xs[0], xs[n-1]}
-}
-
-func (s spread) String() string {
-	return fmt.Sprintf("%.2f (%.2f–%.2f)", s.median, s.least, s.most)
-}
-
 // speed is how often fs does something in the time in which the reference does
 // it once, by rounds.
-func (s *speedReport) speed(what, fs string) (spread, bool) {
+func (s *speedReport) speed(what, fs string) (report.Spread, bool) {
 	ours, theirs := s.timings[what][fs], s.timings[what][reference]
 	if len(ours) == 0 {
-		return spread{}, false
+		return report.Spread{}, false
 	}
 	var ratios []float64
 	for i := range ours {
 		ratios = append(ratios, nanos(theirs[i])/nanos(ours[i]))
 	}
-	return spreadOf(ratios), true
+	return report.SpreadOf(ratios), true
 }
 
 func nanos(t protocol.Timing) float64 { return float64(t.Nanos) / float64(t.Ops) }
@@ -80,7 +68,7 @@ func (s *speedReport) per(what, fs string, of func(t protocol.Timing) float64) (
 	for _, t := range ts {
 		xs = append(xs, of(t)/float64(t.Ops))
 	}
-	return spreadOf(xs).median, true
+	return report.SpreadOf(xs).Median, true
 }
 
 func (s *speedReport) write(w *bytes.Buffer) {
@@ -142,12 +130,12 @@ func (s *speedReport) writeFaults(w *bytes.Buffer) {
 }
 
 // targets are those of the module alone.
-func (s *speedReport) targets() []target {
+func (s *speedReport) targets() []report.Target {
 	const fs = "daxfs"
 	if !slices.Contains(s.fs, fs) {
 		return nil
 	}
-	var all []target
+	var all []report.Target
 	// A median below 1 by less than what tmpfs differs from itself is no
 	// difference.
 	const noise = 0.05
@@ -156,15 +144,15 @@ func (s *speedReport) targets() []target {
 			continue
 		}
 		r, _ := s.speed(what, fs)
-		all = append(all, target{what + ", speed against tmpfs", "not below 1 (noise: 0.05)", r.String(), r.median >= 1-noise, false})
+		all = append(all, report.Target{What: what + ", speed against tmpfs", Want: "not below 1 (noise: 0.05)", Got: r.String(), Met: r.Median >= 1-noise})
 	}
 	for _, kind := range []string{"private", "shared"} {
 		for _, what := range []string{inOrder + kind, inOrder2 + kind} {
 			n := s.faultsFor64MiB(what, fs)
-			all = append(all, target{"faults for 64 MiB, " + what, "at most 40", fmt.Sprintf("%.1f", n), n <= 40, false})
+			all = append(all, report.Target{What: "faults for 64 MiB, " + what, Want: "at most 40", Got: fmt.Sprintf("%.1f", n), Met: n <= 40})
 		}
 		n := s.pagesPerTouch(atRandom+kind, fs)
-		all = append(all, target{"mapped for one byte, " + atRandom + kind, "less than 2 MiB", fmt.Sprintf("%.0f KiB", 4*n), n < 512, false})
+		all = append(all, report.Target{What: "mapped for one byte, " + atRandom + kind, Want: "less than 2 MiB", Got: fmt.Sprintf("%.0f KiB", 4*n), Met: n < 512})
 	}
 	small, large := protocol.DirSizes[0], protocol.DirSizes[len(protocol.DirSizes)-1]
 	for _, kind := range []string{"hit", "miss"} {
@@ -173,10 +161,10 @@ func (s *speedReport) targets() []target {
 		for i := range a {
 			ratios = append(ratios, nanos(b[i])/nanos(a[i]))
 		}
-		r := spreadOf(ratios)
-		all = append(all, target{
-			fmt.Sprintf("time of a lookup %s in %d entries against %d", kind, large, small), "at most 3",
-			r.String(), r.median <= 3, false,
+		r := report.SpreadOf(ratios)
+		all = append(all, report.Target{
+			What: fmt.Sprintf("time of a lookup %s in %d entries against %d", kind, large, small), Want: "at most 3",
+			Got: r.String(), Met: r.Median <= 3,
 		})
 	}
 	return all

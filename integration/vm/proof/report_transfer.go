@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/daxfs/containerd-daxfs/integration/report"
 	"github.com/daxfs/containerd-daxfs/integration/vm/proof/protocol"
 )
 
@@ -18,7 +19,7 @@ type transferReport struct {
 type transferKey struct{ memory, set, what string }
 
 func readTransfers(path string) (*transferReport, error) {
-	records, err := readIfThere[transferRecord](path)
+	records, err := report.Read[transferRecord](path)
 	if err != nil {
 		return nil, err
 	}
@@ -53,19 +54,10 @@ func wall(t protocol.Transfer) float64   { return float64(t.Nanos) }
 func cpu(t protocol.Transfer) float64    { return float64(t.CPU) }
 func faults(t protocol.Transfer) float64 { return float64(t.Faults) }
 
-// ratios divides round by round.
-func ratios(a, b []float64) spread {
-	out := make([]float64, len(a))
-	for i := range a {
-		out[i] = a[i] / b[i]
-	}
-	return spreadOf(out)
-}
-
 // rate is the median in MB/s.
 func (p *transferReport) rate(set string, times []float64) string {
 	bytes := p.transfers[transferKey{protocol.PlainMemory, set, protocol.Copy}][0].Bytes
-	return fmt.Sprintf("%.0f", float64(bytes)/spreadOf(times).median*1e3)
+	return fmt.Sprintf("%.0f", float64(bytes)/report.SpreadOf(times).Median*1e3)
 }
 
 // imported is what makes an import.
@@ -95,7 +87,7 @@ func (p *transferReport) writeSet(w *bytes.Buffer, where string, set protocol.Fi
 	}
 	for _, what := range []string{protocol.Copy, protocol.CopyFresh, protocol.Hash, protocol.HashAndCopy} {
 		fmt.Fprintf(w, "| %s | %s | %s | %.1f |\n", what, p.rate(set.Name, plain(wall, what)),
-			ratios(plain(wall, what), plain(wall, protocol.Copy)), ratios(plain(cpu, what), plain(cpu, protocol.Copy)).median)
+			report.Ratios(plain(wall, what), plain(wall, protocol.Copy)), report.Ratios(plain(cpu, what), plain(cpu, protocol.Copy)).Median)
 	}
 	fmt.Fprintf(w, "\n| region | write, time of a copy's | import, MB/s | time of a copy's | time of hash and copy's | CPU of hash and copy's |"+
 		" of it put | publish | sync | put, reopened | faults in put | put, reopened |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
@@ -103,13 +95,13 @@ func (p *transferReport) writeSet(w *bytes.Buffer, where string, set protocol.Fi
 	for _, r := range p.regions {
 		all := p.of(r, set.Name, wall, imported...)
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |", r,
-			ratios(p.of(r, set.Name, wall, protocol.Write), plain(wall, protocol.Copy)), p.rate(set.Name, all),
-			ratios(all, plain(wall, protocol.Copy)), ratios(all, least), ratios(p.of(r, set.Name, cpu, imported...), leastCPU))
+			report.Ratios(p.of(r, set.Name, wall, protocol.Write), plain(wall, protocol.Copy)), p.rate(set.Name, all),
+			report.Ratios(all, plain(wall, protocol.Copy)), report.Ratios(all, least), report.Ratios(p.of(r, set.Name, cpu, imported...), leastCPU))
 		for _, what := range []string{protocol.Put, protocol.Publish, protocol.Sync, protocol.PutReopened} {
-			fmt.Fprintf(w, " %.2f |", ratios(p.of(r, set.Name, cpu, what), leastCPU).median)
+			fmt.Fprintf(w, " %.2f |", report.Ratios(p.of(r, set.Name, cpu, what), leastCPU).Median)
 		}
 		for _, what := range []string{protocol.Put, protocol.PutReopened} {
-			fmt.Fprintf(w, " %.0f |", spreadOf(p.of(r, set.Name, faults, what)).median)
+			fmt.Fprintf(w, " %.0f |", report.SpreadOf(p.of(r, set.Name, faults, what)).Median)
 		}
 		fmt.Fprintln(w)
 	}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/daxfs/containerd-daxfs/integration/report"
 	"github.com/daxfs/containerd-daxfs/integration/vm"
 	"github.com/daxfs/containerd-daxfs/integration/vm/proof/protocol"
 )
@@ -28,7 +29,7 @@ type speedRecord struct {
 }
 
 func (b *bench) measureSpeed(ctx context.Context) (err error) {
-	raw, err := newRawFile(ctx, filepath.Join(b.out, speedFile))
+	raw, err := report.NewRaw(ctx, filepath.Join(b.out, speedFile), b.command(), guestsNote)
 	if err != nil {
 		return err
 	}
@@ -66,16 +67,16 @@ func (b *bench) measureSpeed(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	timings, err := decodeLines[protocol.Timing](r.Stdout)
+	timings, err := report.DecodeLines[protocol.Timing](r.Stdout)
 	if err != nil {
 		return fmt.Errorf("what inside speed printed: %w", err)
 	}
 	for _, t := range timings {
-		if err := raw.add(speedRecord{b.kernels[0], t}); err != nil {
+		if err := raw.Add(speedRecord{b.kernels[0], t}); err != nil {
 			return err
 		}
 	}
-	return raw.save()
+	return raw.Save()
 }
 
 // speedEngines are those that are a file system of their own.

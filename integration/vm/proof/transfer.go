@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/daxfs/containerd-daxfs/integration/report"
 	"github.com/daxfs/containerd-daxfs/integration/vm"
 	"github.com/daxfs/containerd-daxfs/integration/vm/proof/protocol"
 )
@@ -46,7 +47,7 @@ func (b *bench) measureGuestImport(ctx context.Context) error {
 }
 
 func (b *bench) keepTransfers(ctx context.Context, file, kernel string, measure func(context.Context) ([]protocol.Transfer, error)) error {
-	raw, err := newRawFile(ctx, filepath.Join(b.out, file))
+	raw, err := report.NewRaw(ctx, filepath.Join(b.out, file), b.command(), guestsNote)
 	if err != nil {
 		return err
 	}
@@ -55,11 +56,11 @@ func (b *bench) keepTransfers(ctx context.Context, file, kernel string, measure 
 		return err
 	}
 	for _, t := range transfers {
-		if err := raw.add(transferRecord{kernel, t}); err != nil {
+		if err := raw.Add(transferRecord{kernel, t}); err != nil {
 			return err
 		}
 	}
-	return raw.save()
+	return raw.Save()
 }
 
 // transferHere runs in mount namespaces of its own, so that its mounts end with
@@ -77,7 +78,7 @@ func (b *bench) transferHere(ctx context.Context) (_ []protocol.Transfer, err er
 	if err := cmd.Run(); err != nil {
 		return nil, fmt.Errorf("inside transfer: %w", err)
 	}
-	return decodeLines[protocol.Transfer](out.Bytes())
+	return report.DecodeLines[protocol.Transfer](out.Bytes())
 }
 
 // reserveHugePages asks for n more huge pages of 2 MiB. There may be fewer: then
@@ -147,7 +148,7 @@ func (b *bench) transferInGuest(ctx context.Context) (_ []protocol.Transfer, err
 	if err != nil {
 		return nil, err
 	}
-	return decodeLines[protocol.Transfer](r.Stdout)
+	return report.DecodeLines[protocol.Transfer](r.Stdout)
 }
 
 // makeRegions makes what the guest's memory is named by, and returns names and
