@@ -1,7 +1,7 @@
 # See README.md and CONTRIBUTING.md. Everything below runs on a Debian machine
 # with Go; demo, test and bench need root.
 .DEFAULT_GOAL := build
-.PHONY: build test lab proof demo bench bench-pull fuzz lint clean
+.PHONY: build test lab cri proof demo bench bench-pull fuzz lint clean
 
 COMMANDS := $(notdir $(wildcard cmd/*))
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
@@ -27,6 +27,12 @@ lab:
 	DAXFS_TEST_REQUIRE=root,tools,vm go test -timeout 150m -v ./integration/vm/...
 	DAXFS_TEST_REQUIRE=root,tools,vm go test -timeout 30m -v -run InGuest ./daxmem
 	DAXFS_TEST_REQUIRE=root,tools DAXFS_KILLS=1000 go test -timeout 60m -v ./integration/kills
+
+# All of containerd's CRI tests that need no internet, with our snapshotter and differ
+# as default, and on overlayfs. Ten minutes, mostly asleep.
+cri:
+	script/setup.sh
+	DAXFS_TEST_CRI=full DAXFS_TEST_REQUIRE=root,containerd,tools script/with-cgroups.sh go test -count=1 -timeout 40m -v ./integration/cri
 
 # What docs/benchmarks.md says of memory, speed and import; takes the machine for half
 # an hour. Fails if a target is missed.

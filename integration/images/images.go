@@ -32,6 +32,13 @@ var recipes = func() []recipe {
 		{"rootopaque", 1, "", makeRootOpaque},
 		{Sized[0], 1, "", makeSized(500_000)},
 		{Sized[1], 1, "", makeSized(10_000_000)},
+		{CRI["Pause"], 1, "", makeCRIPause},
+		{CRI["BusyBox"], 1, "", makeCRIBusyBox},
+		{CRI["Alpine"], 1, "", makeCRIAlpine},
+		{CRI["ResourceConsumer"], 1, CRI["BusyBox"], makeCRIConsumer},
+		{CRI["VolumeCopyUp"], 1, CRI["BusyBox"], makeCRICopyUp},
+		{CRI["VolumeOwnership"], 1, CRI["BusyBox"], makeCRIOwnership},
+		{CRI["Nginx"], 1, CRI["BusyBox"], makeCRINginx},
 	}
 	for i := range Family {
 		r = append(r, recipe{Family[i], 1, "debian", makeFamily(i)})

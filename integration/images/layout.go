@@ -105,10 +105,16 @@ func (l *Layout) share(from *Layout, layers []Layer) error {
 	return nil
 }
 
-// finish writes config, manifest and index. With otherPlatform the tag points
-// at an image index in which that manifest, of another architecture, comes first.
+// finish is finishWith for an image that only says what it runs.
 func (l *Layout) finish(layers []Layer, cmd []string, otherPlatform []Layer) error {
-	m, err := l.manifest(layers, cmd, runtime.GOARCH)
+	return l.finishWith(layers, ocispec.ImageConfig{Cmd: cmd}, otherPlatform)
+}
+
+// finishWith writes config, manifest and index. With otherPlatform the tag points
+// at an image index in which that manifest, of another architecture, comes first.
+func (l *Layout) finishWith(layers []Layer, c ocispec.ImageConfig, otherPlatform []Layer) error {
+	c.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	m, err := l.manifest(layers, c, runtime.GOARCH)
 	if err != nil {
 		return err
 	}
@@ -117,7 +123,7 @@ func (l *Layout) finish(layers []Layer, cmd []string, otherPlatform []Layer) err
 		if runtime.GOARCH == arch {
 			arch = "amd64"
 		}
-		other, err := l.manifest(otherPlatform, cmd, arch)
+		other, err := l.manifest(otherPlatform, c, arch)
 		if err != nil {
 			return err
 		}
@@ -138,16 +144,13 @@ func (l *Layout) finish(layers []Layer, cmd []string, otherPlatform []Layer) err
 	})
 }
 
-func (l *Layout) manifest(layers []Layer, cmd []string, arch string) (ocispec.Descriptor, error) {
+func (l *Layout) manifest(layers []Layer, c ocispec.ImageConfig, arch string) (ocispec.Descriptor, error) {
 	created := time.Unix(1700000000, 0).UTC()
 	config := ocispec.Image{
 		Created:  &created,
 		Platform: ocispec.Platform{OS: "linux", Architecture: arch},
-		Config: ocispec.ImageConfig{
-			Cmd: cmd,
-			Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-		},
-		RootFS: ocispec.RootFS{Type: "layers"},
+		Config:   c,
+		RootFS:   ocispec.RootFS{Type: "layers"},
 	}
 	m := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},

@@ -68,23 +68,29 @@ func (l *Lab) writeConfigs() {
 `, differs)
 		}
 	}
-	erofs := ""
-	if l.Peers.MkfsErofs == "" {
-		erofs = `"io.containerd.snapshotter.v1.erofs",`
+	// No /opt, and unless a test is about it, no CRI and no NRI: nothing outside the
+	// lab's directory.
+	disabled := []string{
+		"io.containerd.internal.v1.opt",
+		"io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+		"io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile",
 	}
-	// No CRI, no NRI, and no /opt: nothing outside the lab's directory.
+	if l.Peers.MkfsErofs == "" {
+		disabled = append(disabled, "io.containerd.snapshotter.v1.erofs")
+	}
+	cri := ""
+	if l.CRI != nil {
+		cri = l.CRI(l)
+	} else {
+		disabled = append(disabled, "io.containerd.nri.v1.nri",
+			"io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+			"io.containerd.podsandbox.controller.v1.podsandbox")
+	}
 	l.write("containerd.toml", fmt.Sprintf(`version = 3
 %sroot = %q
 state = %q
 temp = %q
-disabled_plugins = [
-  "io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri",
-  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
-  "io.containerd.podsandbox.controller.v1.podsandbox",
-  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile",
-  %s
-]
+disabled_plugins = ["%s"]
 [grpc]
   address = %q
 [ttrpc]
@@ -94,9 +100,9 @@ disabled_plugins = [
 %s
 [plugins.'io.containerd.transfer.v1.local']
   max_concurrent_unpacks = %d
-%s`,
-		imports, l.path("root"), l.path("state"), l.path("tmp"), erofs, l.path("c.sock"), l.path("c.ttrpc"),
-		l.logLevel(), proxy, max(1, l.Parallel), unpack))
+%s%s`,
+		imports, l.path("root"), l.path("state"), l.path("tmp"), strings.Join(disabled, `", "`),
+		l.path("c.sock"), l.path("c.ttrpc"), l.logLevel(), proxy, max(1, l.Parallel), unpack, cri))
 
 	if l.Examples {
 		l.example("config.toml.example", "daxfs.toml", map[string]string{

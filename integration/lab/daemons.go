@@ -71,6 +71,10 @@ func (l *Lab) StartDaemon() {
 	})
 }
 
+// ContainerdEnded is closed when the containerd that runs now has ended, for
+// tests that end it themselves.
+func (l *Lab) ContainerdEnded() <-chan struct{} { return l.ctrd.done }
+
 // KillContainerd ends containerd with SIGKILL. Containers go on.
 func (l *Lab) KillContainerd() {
 	if l.client != nil {

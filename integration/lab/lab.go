@@ -56,6 +56,10 @@ type Config struct {
 	Measured bool
 	// Peers are snapshotters to be measured beside ours.
 	Peers Peers
+	// CRI returns containerd's configuration of its Kubernetes plugins, which are
+	// off if it is nil. What they do outside of the lab's directory (network
+	// interfaces, cgroups, NRI's socket) is the test's business.
+	CRI func(*Lab) string
 }
 
 // Lab is a running containerd, daemon and registry. Methods that return no
@@ -130,6 +134,9 @@ func New(t testing.TB, c Config) *Lab {
 }
 
 func (l *Lab) path(name string) string { return filepath.Join(l.Dir, name) }
+
+// Endpoint is containerd's socket.
+func (l *Lab) Endpoint() string { return l.path("c.sock") }
 
 // Root is our daemon's root directory.
 func (l *Lab) Root() string { return l.path("daxfs") }

@@ -4,6 +4,7 @@
 //
 //	true                nothing
 //	sleep SECONDS       sleep, and exit at once on SIGTERM
+//	pause               sleep until SIGTERM or SIGINT
 //	cat FILE...         the files' bytes on standard output
 //	sum FILE...         SHA-256 and name of each file
 //	write FILE TEXT     replace FILE
@@ -47,6 +48,11 @@ func run(verb string, args []string) error {
 		return nil
 	case verb == "sleep" && len(args) == 1:
 		return sleep(args[0])
+	case verb == "pause":
+		stop := make(chan os.Signal, 1)
+		signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+		<-stop
+		return nil
 	case verb == "cat":
 		return each(args, func(name string, f *os.File) error {
 			_, err := io.Copy(os.Stdout, f)
