@@ -64,11 +64,15 @@ const maxImage = disk.ErofsMaxBlocks * disk.BlockSize
 
 // NewBuilder starts an image in out, an empty file that stays the caller's.
 func NewBuilder(out *os.File, opts BuildOptions) (*Builder, error) {
+	return newBuilder(out, dirOf(out.Name()), opts)
+}
+
+func newBuilder(out *os.File, spoolDir string, opts BuildOptions) (*Builder, error) {
 	b := &Builder{opts: opts, out: out, known: make(map[[32]byte]int64)}
 	b.opts.Spool = opts.Spool || b.metaFirst()
 	data := out
 	if b.opts.Spool {
-		f, err := os.CreateTemp(dirOf(out.Name()), ".mkdaxfs-*")
+		f, err := os.CreateTemp(spoolDir, ".mkdaxfs-*")
 		if err != nil {
 			return nil, fmt.Errorf("create spool file: %w", err)
 		}

@@ -30,11 +30,25 @@ type Report struct {
 // origin is as for Image.Tree. The error wraps disk.ErrCorrupt and names the
 // record.
 func Check(img *Image, origin int64) (*Report, error) {
-	sb := img.sb
+	_, r, err := CheckedTree(img, origin)
+	return r, err
+}
+
+// CheckedTree is Check and Image.Tree in one.
+func CheckedTree(img *Image, origin int64) (*Tree, *Report, error) {
 	tree, err := img.Tree(origin)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	r, err := check(img, tree, origin)
+	if err != nil {
+		return nil, nil, err
+	}
+	return tree, r, nil
+}
+
+func check(img *Image, tree *Tree, origin int64) (_ *Report, err error) {
+	sb := img.sb
 	r := &Report{Dialect: "v8", Layer: img.IsLayer(), Erofs: img.HasErofs(), Inodes: sb.InodeCount, Names: sb.Entries, MetaSize: sb.MetaSize}
 	if r.DataSize, err = checkData(img, tree, origin); err != nil {
 		return nil, err

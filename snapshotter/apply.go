@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -26,6 +27,9 @@ type Unpack struct {
 	s    *Snapshotter
 	into string // for messages
 	want key    // that has to come out, or zero
+	// What a snapshot's labels say, as far as they do: the layer below, and the
+	// diffID that containerd expects.
+	below, diffID string
 	// done is called with the published layer, which is pinned.
 	done func(ctx context.Context, layer *daxmem.Record) error
 }
@@ -39,6 +43,7 @@ func (s *Snapshotter) Unpack(ctx context.Context, mounts []mount.Mount) (*Unpack
 		return nil, fmt.Errorf("mounts are not those of a layer to be unpacked: %w", errdefs.ErrNotImplemented)
 	}
 	var name string
+	var info snapshots.Info
 	if err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		all, err := storage.IDMap(ctx)
 		if err != nil {
@@ -47,12 +52,13 @@ func (s *Snapshotter) Unpack(ctx context.Context, mounts []mount.Mount) (*Unpack
 		if name, ok = all[id]; !ok {
 			return fmt.Errorf("snapshot with directory %s: %w", id, errdefs.ErrNotFound)
 		}
-		_, err = empty(ctx, id, name)
+		info, err = empty(ctx, id, name)
 		return err
 	}); err != nil {
 		return nil, err
 	}
-	return &Unpack{s: s, into: fmt.Sprintf("snapshot %q", name), done: func(ctx context.Context, layer *daxmem.Record) error {
+	below, want := cmp.Or(info.Parent, info.Labels[labelParent]), info.Labels[snapshots.LabelSnapshotDiffID]
+	return &Unpack{s: s, into: fmt.Sprintf("snapshot %q", name), below: below, diffID: want, done: func(ctx context.Context, layer *daxmem.Record) error {
 		return s.applied(ctx, id, name, layer)
 	}}, nil
 }
@@ -165,7 +171,12 @@ func (u *Unpack) apply(ctx context.Context, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	_, unpin, err := s.pool.Pin(daxmem.KindLayer, rec.Key)
+	return u.finish(ctx, rec, start)
+}
+
+// finish gives the published layer to whom it was unpacked for.
+func (u *Unpack) finish(ctx context.Context, rec *daxmem.Record, start time.Time) error {
+	_, unpin, err := u.s.pool.Pin(daxmem.KindLayer, rec.Key)
 	if errdefs.IsNotFound(err) {
 		// It was there, unused, and made room for another one in this moment. The
 		// stream cannot be read again.

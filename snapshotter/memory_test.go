@@ -14,24 +14,26 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/daxfs/containerd-daxfs/convert"
 	"github.com/daxfs/containerd-daxfs/internal/testutil"
+	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 )
 
 const memoryVar = "DAXFS_TEST_MEMORY_ROOT"
 
-// TestImportMemory imports a layer of 1 GiB, from a directory and from an archive,
-// in processes of their own, whose resident memory must stay below 100 MB at all
+// TestImportMemory imports a layer of 1 GiB, from a directory, from an archive and
+// from a DAXFS image, which it makes too, in processes of their own, whose resident memory must stay below 100 MB at all
 // times.
 func TestImportMemory(t *testing.T) {
 	if root := os.Getenv(memoryVar); root != "" {
-		importOnly(t, root, strings.HasSuffix(root, "archive"))
+		importOnly(t, root, filepath.Base(root))
 		return
 	}
 	testutil.Root(t)
 	if testing.Short() {
 		t.Skip("writes 1 GiB")
 	}
-	for _, from := range []string{"directory", "archive"} {
+	for _, from := range []string{"directory", "archive", "image"} {
 		t.Run(from, func(t *testing.T) {
 			root := filepath.Join(t.TempDir(), from)
 			if err := os.Mkdir(root, 0o700); err != nil {
@@ -79,14 +81,14 @@ func gibibyte(file func(name string, body io.Reader, size int64) error) error {
 }
 
 // importOnly is the other process.
-func importOnly(t *testing.T, root string, archive bool) {
+func importOnly(t *testing.T, root, from string) {
 	r, err := open(t, root)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
 	key, mounts := prepare(t, r, "base", "")
-	if archive {
+	if from != "directory" {
 		in, out := io.Pipe()
 		go func() {
 			w := tar.NewWriter(out)
@@ -100,7 +102,13 @@ func importOnly(t *testing.T, root string, archive bool) {
 			out.CloseWithError(errors.Join(err, w.Close()))
 		}()
 		u, err := r.Unpack(ctx, mounts)
-		if err == nil {
+		switch {
+		case err != nil:
+		case from == "image":
+			image, out := io.Pipe()
+			go func() { out.CloseWithError(streamImage(root, in, out)) }()
+			_, _, err = u.ApplyImage(ctx, image)
+		default:
 			_, _, err = u.Apply(ctx, in)
 		}
 		if err != nil {
@@ -135,4 +143,22 @@ func importOnly(t *testing.T, root string, archive bool) {
 			fmt.Printf("peak %s\n", strings.TrimSpace(v))
 		}
 	}
+}
+
+// streamImage makes a DAXFS image of a layer.
+func streamImage(dir string, layer io.Reader, image io.Writer) error {
+	b, err := mkdaxfs.NewStreamBuilder(dir, mkdaxfs.BuildOptions{Share: true})
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	tree, _, err := convert.FromTar(ctx, layer, b, convert.TarOptions{})
+	if err != nil {
+		return err
+	}
+	if tree, err = convert.Merge([]*mkdaxfs.Tree{tree}); err != nil {
+		return err
+	}
+	_, err = b.Stream(ctx, tree, image)
+	return err
 }

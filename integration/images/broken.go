@@ -5,6 +5,7 @@ import (
 	"os"
 
 	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Damage is a way in which an image's last layer can be wrong.
@@ -56,4 +57,27 @@ func Break(from *Layout, dir string, how Damage) (*Layout, error) {
 		return nil, err
 	}
 	return l, l.finish(layers, []string{"true"}, nil)
+}
+
+// Plain writes an image to dir whose layers are those of another one, if that is
+// not nil, and on top of them a blob that is not compressed.
+func Plain(from *Layout, dir, mediaType string, blob []byte) (*Layout, error) {
+	l, err := newLayout(dir)
+	if err != nil {
+		return nil, err
+	}
+	var layers []Layer
+	if from != nil {
+		if layers, err = from.Layers(); err != nil {
+			return nil, err
+		}
+		if err := l.share(from, layers); err != nil {
+			return nil, err
+		}
+	}
+	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(blob), Size: int64(len(blob))}
+	if err := os.WriteFile(l.BlobPath(d.Digest), blob, 0o644); err != nil {
+		return nil, err
+	}
+	return l, l.finish(append(layers, Layer{d, d.Digest}), []string{"true"}, nil)
 }

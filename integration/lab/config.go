@@ -33,19 +33,20 @@ func (l *Lab) writeConfigs() {
     root = %q
     enable_remote_snapshot_annotations = "true"
 `, l.Socket(), strings.Join(caps, ", "), l.Root())
-		ours, differs := "walking", ""
+		ours, differs, platform := "walking", "", "linux"
 		if !l.Walking && !l.Standin && !Standin() {
-			ours, differs = "daxfs-differ", `"daxfs-differ", `
+			ours, differs, platform = "daxfs-differ", `"daxfs-differ", `, "linux(+daxfs)"
+			proxy = strings.Replace(proxy, "capabilities", "platform = \"linux(+daxfs)\"\n  capabilities", 1)
 			proxy += fmt.Sprintf(`
 [proxy_plugins.daxfs-differ]
   type = "diff"
   address = %q
 `, l.Socket())
 		}
-		unpack = unpackConfig(Overlayfs, "walking") + unpackConfig(Daxfs, ours)
+		unpack = unpackConfig("linux", Overlayfs, "walking") + unpackConfig(platform, Daxfs, ours)
 		if l.Peers.MkfsErofs != "" {
 			differs += `"erofs", `
-			unpack += unpackConfig(Erofs, "erofs")
+			unpack += unpackConfig("linux", Erofs, "erofs")
 			// As containerd's documentation advises for this version.
 			proxy += `
 [plugins.'io.containerd.differ.v1.erofs']
@@ -53,7 +54,7 @@ func (l *Lab) writeConfigs() {
 `
 		}
 		if l.Peers.Stargz != "" {
-			unpack += unpackConfig(Stargz, "walking")
+			unpack += unpackConfig("linux", Stargz, "walking")
 			proxy += fmt.Sprintf(`
 [proxy_plugins.stargz]
   type = "snapshot"
@@ -130,13 +131,13 @@ func (l *Lab) logLevel() string {
 	return "debug"
 }
 
-func unpackConfig(snapshotter, differ string) string {
+func unpackConfig(platform, snapshotter, differ string) string {
 	return fmt.Sprintf(`
   [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-    platform = "linux"
+    platform = %q
     snapshotter = %q
     differ = %q
-`, snapshotter, differ)
+`, platform, snapshotter, differ)
 }
 
 // example writes one of the repository's example files with the lab's paths, and

@@ -199,12 +199,24 @@ func (l *Lab) Namespace(name string) context.Context {
 
 // Ctr runs ctr in a namespace and returns its output.
 func (l *Lab) Ctr(ctx context.Context, args ...string) (string, error) {
+	return l.ctr(ctx, tool("ctr"), args)
+}
+
+// CtrDaxfs is Ctr with ctr-daxfs.
+func (l *Lab) CtrDaxfs(ctx context.Context, args ...string) (string, error) {
+	return l.ctr(ctx, l.built.CtrDaxfs, args)
+}
+
+// RuncRoot is where runc keeps its state: --runc-root of ctr run.
+func (l *Lab) RuncRoot() string { return l.path("runc") }
+
+func (l *Lab) ctr(ctx context.Context, binary string, args []string) (string, error) {
 	ns, _ := namespaces.Namespace(ctx)
-	cmd := exec.CommandContext(ctx, tool("ctr"), append([]string{"--address", l.path("c.sock"), "--namespace", ns}, args...)...)
+	cmd := exec.CommandContext(ctx, binary, append([]string{"--address", l.path("c.sock"), "--namespace", ns}, args...)...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("ctr %s: %w\n%s", strings.Join(args, " "), err, errOut.String())
+		return out.String(), fmt.Errorf("%s %s: %w\n%s", filepath.Base(binary), strings.Join(args, " "), err, errOut.String())
 	}
 	return out.String(), nil
 }

@@ -48,18 +48,19 @@ func CacheDir() string { return filepath.Join(RepoRoot(), ".cache") }
 func tool(name string) string { return filepath.Join(CacheDir(), "bin", name) }
 
 // Built are the binaries of this repository that labs use.
-type Built struct{ Daemon, Daxfsctl, Standin, Sweep, MkImages, TestProg string }
+type Built struct{ Daemon, Daxfsctl, CtrDaxfs, Standin, Sweep, MkImages, TestProg string }
 
 var build = sync.OnceValues(func() (*Built, error) {
 	dir := filepath.Join(CacheDir(), "test-bin")
 	b := &Built{
 		Daxfsctl: filepath.Join(dir, "daxfsctl"),
+		CtrDaxfs: filepath.Join(dir, "ctr-daxfs"),
 		Sweep:    filepath.Join(dir, "sweep"),
 		MkImages: filepath.Join(dir, "mkimages"),
 		TestProg: filepath.Join(dir, "testprog"),
 		Standin:  filepath.Join(dir, "standin"),
 	}
-	packages := []string{"./cmd/daxfsctl", "./integration/cmd/sweep", "./integration/cmd/mkimages", "./integration/cmd/standin"}
+	packages := []string{"./cmd/daxfsctl", "./cmd/ctr-daxfs", "./integration/cmd/sweep", "./integration/cmd/mkimages", "./integration/cmd/standin"}
 	switch d := os.Getenv(DaemonEnv); d {
 	case "":
 		b.Daemon = filepath.Join(dir, "containerd-daxfs-grpc")

@@ -1,6 +1,6 @@
-// Package registry serves OCI image layouts over the distribution protocol,
-// pull side only, straight from their files: nothing is hashed or copied on the
-// way, so that pulls from it can be measured.
+// Package registry serves OCI image layouts over the distribution protocol
+// straight from their files: nothing is hashed or copied on the way, so that
+// pulls from it can be measured. It takes pushes too, if asked to.
 package registry
 
 import (
@@ -25,6 +25,7 @@ type Registry struct {
 	layouts map[string]string // repository name -> layout directory
 	blobs   []digest.Digest   // asked for with GET, in order
 	hook    func(digest.Digest)
+	pushes  string // directory for them, or ""
 }
 
 // New returns a registry without repositories.
@@ -73,7 +74,7 @@ func (r *Registry) ServeAt(address string) (addr string, stop func(), err error)
 
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
-		fail(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "this registry is read-only")
+		r.push(w, req)
 		return
 	}
 	path, ok := strings.CutPrefix(req.URL.Path, "/v2/")

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/daxfs/containerd-daxfs/imageconvert"
 	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
@@ -65,6 +66,9 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 
 // Unpack reads a layer into u, and returns the descriptor that Apply does.
 func (b *Blobs) Unpack(ctx context.Context, desc ocispec.Descriptor, payloads map[string]typeurl.Any, u *snapshotter.Unpack) (ocispec.Descriptor, error) {
+	if imageconvert.IsLayer(desc.MediaType) {
+		return b.unpackImage(ctx, desc, u)
+	}
 	layer, err := b.Layer(ctx, desc, payloads)
 	if err != nil {
 		return ocispec.Descriptor{}, err
