@@ -181,9 +181,9 @@ func (d *doctor) unpack(ctx context.Context, cfg *srvconfig.Config, differ strin
 		"add what stands below, and restart containerd")
 	if len(t.Unpack) == 0 {
 		// The first entry replaces containerd's default.
-		d.addSnippet(unpackSnippet(defaults.DefaultSnapshotter, "walking"))
+		d.addSnippet(unpackSnippet("linux", defaults.DefaultSnapshotter, "walking"))
 	}
-	d.addSnippet(unpackSnippet(d.name, differ))
+	d.addSnippet(unpackSnippet("linux(+daxfs)", d.name, differ))
 }
 
 // discards checks whether CRI throws away what a pool in memory is filled from

@@ -418,7 +418,7 @@ func TestContainerdExample(t *testing.T) {
 		return strings.TrimSpace(regexp.MustCompile(`\n\n+`).ReplaceAllString(text, "\n\n"))
 	}
 	want := squeeze("version = 3\n\n" + proxySnippet("daxfs", cfg) + "\n" + differSnippet("daxfs-differ", cfg) + "\n" +
-		unpackSnippet("overlayfs", "walking") + "\n" + unpackSnippet("daxfs", "daxfs-differ"))
+		unpackSnippet("linux", "overlayfs", "walking") + "\n" + unpackSnippet("linux(+daxfs)", "daxfs", "daxfs-differ"))
 	if got := squeeze(string(b)); got != want {
 		t.Errorf("%s:\n%s\nwant:\n%s", containerdExample, got, want)
 	}

@@ -12,6 +12,7 @@ func proxySnippet(name string, cfg *config.Config) string {
   type = "snapshot"
   address = %[2]q
   capabilities = ["rebase", "remap-ids"]
+  platform = "linux(+daxfs)"
   [proxy_plugins.%[1]s.exports]
     root = %[3]q
     enable_remote_snapshot_annotations = "true"
@@ -34,10 +35,10 @@ func differOrderSnippet(name string) string {
 }
 
 // unpackSnippet lets the transfer service unpack for a snapshotter.
-func unpackSnippet(name, differ string) string {
+func unpackSnippet(platform, name, differ string) string {
 	return fmt.Sprintf(`[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-  platform = "linux"
+  platform = %q
   snapshotter = %q
   differ = %q
-`, name, differ)
+`, platform, name, differ)
 }
