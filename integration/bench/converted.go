@@ -54,7 +54,7 @@ var conversions = []struct {
 	args []string
 }{
 	{daxfsRaw, []string{"images", "convert", "--daxfs"}},
-	{daxfsZstd, []string{"images", "convert", "--daxfs", "--zstd"}},
+	{daxfsZstd, []string{"images", "convert", "--daxfs", "--daxfs-compression", "zstd"}},
 }
 
 // converter is the command that has them, a directory in cmd.
