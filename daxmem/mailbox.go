@@ -208,8 +208,12 @@ func (p *pulse) check() error {
 	return nil
 }
 
-// mailboxPause is how often the owner looks for requests.
-const mailboxPause = 10 * time.Millisecond
+// mailboxPause is how often the owner looks for requests in the seats that were
+// held at its last look at all of them, which it takes every seatsPause.
+const (
+	mailboxPause = 10 * time.Millisecond
+	seatsPause   = 100 * time.Millisecond
+)
 
 // Serve answers the requests of other kernels until ctx ends, each in a
 // goroutine of its own. What handle returns is the reply. A request that an
@@ -223,11 +227,19 @@ func (p *Pool) Serve(ctx context.Context, handle func(context.Context, *Request)
 	var mu sync.Mutex
 	var running sync.WaitGroup
 	defer running.Wait()
-	for {
+	var held []int
+	for looked := (time.Time{}); ; {
 		if err := p.mayWrite(); err != nil {
 			return err
 		}
-		for n := range seatCount {
+		if time.Since(looked) >= seatsPause {
+			var err error
+			if held, err = p.heldSeats(); err != nil {
+				return err
+			}
+			looked = time.Now()
+		}
+		for _, n := range held {
 			number, q, err := p.nextRequest(n)
 			if err != nil {
 				return err
@@ -256,6 +268,20 @@ func (p *Pool) Serve(ctx context.Context, handle func(context.Context, *Request)
 		case <-time.After(mailboxPause):
 		}
 	}
+}
+
+// heldSeats lists the seats that kernels have.
+func (p *Pool) heldSeats() (held []int, _ error) {
+	for n := range seatCount {
+		s, _, ok, err := readSeat(p.w, &p.sup.geometry, n)
+		if err != nil {
+			return nil, err
+		}
+		if ok && s.Held {
+			held = append(held, n)
+		}
+	}
+	return held, nil
 }
 
 // nextRequest returns the number of a seat's unanswered request, or 0; nil
