@@ -102,3 +102,27 @@ func TestFamilySharesExtents(t *testing.T) {
 		t.Errorf("%d bytes with everything removed, %d before", got, empty)
 	}
 }
+
+// With the configuration that users have, a second container finds the image of
+// the first still mounted, and nothing is left when the image is removed.
+func TestImageStaysMounted(t *testing.T) {
+	if lab.Standin() {
+		t.Skip("the stand-in mounts no images")
+	}
+	l := lab.New(t, lab.Config{KeepMounted: true})
+	ctx := l.Namespace("stays")
+	l.Image("rootopaque")
+	img := l.MustPull(ctx, "rootopaque", lab.Daxfs, lab.PullUnpack)
+	for range 2 {
+		if _, err := l.Run(ctx, img, lab.Daxfs, "true"); err != nil {
+			t.Fatal(err)
+		}
+		l.Collect()
+		if at := l.ImageMountPoints(); len(at) != 1 {
+			t.Fatalf("images mounted after the container: %q, want its own", at)
+		}
+	}
+	l.RemoveImage(ctx, "rootopaque")
+	l.NothingMounted()
+	removeAll(t, l, ctx, nil)
+}

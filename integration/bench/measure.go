@@ -116,7 +116,7 @@ func (b *bench) lab(p peer, m mode) *lab.Lab {
 	l, ok := b.labs[key]
 	if !ok {
 		l = lab.New(b.t, lab.Config{
-			Rebase: true, Parallel: m.unpacks, Memory: !p.file, Measured: true, Peers: b.others,
+			Rebase: true, Parallel: m.unpacks, Memory: !p.file, Measured: true, KeepMounted: true, Peers: b.others,
 		})
 		b.labs[key] = l
 	}

@@ -27,7 +27,7 @@ func newLab(t *testing.T, snapshotter string) *lab.Lab {
 	t.Helper()
 	c := lab.Config{CRI: func(l *lab.Lab) string { return criConfig(l, snapshotter) }}
 	if snapshotter == lab.Daxfs {
-		c.Rebase, c.RemapIDs, c.Parallel = true, true, 4
+		c.Rebase, c.RemapIDs, c.Parallel, c.KeepMounted = true, true, 4, true
 	}
 	l := lab.New(t, c)
 	if snapshotter == lab.Daxfs {

@@ -7,6 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"github.com/daxfs/containerd-daxfs/internal/config"
 )
 
 // writeConfigs writes containerd's configuration and our daemon's.
@@ -110,6 +113,10 @@ disabled_plugins = ["%s"]
 		})
 		return
 	}
+	keep := "0s"
+	if l.KeepMounted {
+		keep = time.Duration(config.Default().Engine.KeepMounted).String()
+	}
 	l.write("daxfs.toml", fmt.Sprintf(`root = %q
 address = %q
 containerd = %q
@@ -121,7 +128,8 @@ max_size = %q
 
 [engine]
 order = ["erofs"]
-`, l.Root(), l.Socket(), l.path("c.sock"), l.logLevel(), l.PoolPath(), cmp.Or(l.PoolSize, "8GiB")))
+keep_mounted = %q
+`, l.Root(), l.Socket(), l.path("c.sock"), l.logLevel(), l.PoolPath(), cmp.Or(l.PoolSize, "8GiB"), keep))
 }
 
 func (l *Lab) logLevel() string {

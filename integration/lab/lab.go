@@ -52,6 +52,9 @@ type Config struct {
 	Memory bool
 	// PoolSize is the pool's max_size, "8GiB" if empty.
 	PoolSize string
+	// KeepMounted has images stay mounted after their last container, as users
+	// have it. Otherwise tests see whether they are let go.
+	KeepMounted bool
 	// Measured has the daemons log no details, and ours serve profiles.
 	Measured bool
 	// Peers are snapshotters to be measured beside ours.
