@@ -10,16 +10,12 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/containerd/errdefs"
+	"github.com/klauspost/readahead"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/daxfs/containerd-daxfs/internal/disk"
 	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 )
-
-// ErrImageTooLarge is wrapped by errors about images that are larger than what was
-// allowed.
-var ErrImageTooLarge = fmt.Errorf("image is too large: %w", errdefs.ErrOutOfRange)
 
 // MaxImageMetadata is how much metadata of an image FromImage takes, in bytes: it
 // has to be in memory. Decoded it takes a few times as much.
@@ -45,11 +41,23 @@ var imageChunks = sync.Pool{New: func() any { b := make([]byte, imageChunk); ret
 // image is proven (mkdaxfs.Check) before the first of them is stored. The result
 // is its tree, which is a layer tree without marks.
 //
-// r must end with the image. What lies between files is zero. Errors about the
-// image wrap disk.ErrCorrupt, disk.ErrNotDAXFS, disk.ErrUnsupported (another
+// r must end with the image. What lies between files is zero. diff, if not nil, is
+// given all bytes of r. That and reading run ahead of the import, and have ended
+// when FromImage returns.
+//
+// Errors about the image wrap disk.ErrCorrupt, disk.ErrNotDAXFS, disk.ErrUnsupported (another
 // version, page size or kind of image), ErrTruncated, ErrBadLayer or
-// ErrImageTooLarge; those of r and store are returned as they are.
-func FromImage(ctx context.Context, r io.Reader, store Store, opts ImageOptions) (*mkdaxfs.Tree, error) {
+// ErrTooLarge; those of r and store are returned as they are.
+func FromImage(ctx context.Context, r io.Reader, diff io.Writer, store Store, opts ImageOptions) (*mkdaxfs.Tree, error) {
+	if diff != nil {
+		r = io.TeeReader(r, diff)
+	}
+	ahead := readahead.NewReader(r)
+	defer func() { _ = ahead.Close() }() // of what is read to its end, or failed
+	return fromImage(ctx, ahead, store, opts)
+}
+
+func fromImage(ctx context.Context, r io.Reader, store Store, opts ImageOptions) (*mkdaxfs.Tree, error) {
 	head := &imageHead{r: r, block: make([]byte, disk.BlockSize)}
 	if _, err := io.ReadFull(r, head.block); err != nil {
 		return nil, fmt.Errorf("read superblock: %w", truncated(err))
@@ -100,9 +108,9 @@ func checkImageHead(sb *disk.Superblock, opts ImageOptions) error {
 		return fmt.Errorf("metadata is at byte %d of the image, want %d, in front of all files: %w",
 			sb.BaseOffset+sb.MetaOffset, disk.BlockSize, disk.ErrUnsupported)
 	case opts.MaxSize > 0 && sb.TotalSize > uint64(opts.MaxSize):
-		return fmt.Errorf("image of %d bytes, want at most %d: %w", sb.TotalSize, opts.MaxSize, ErrImageTooLarge)
+		return fmt.Errorf("image of %d bytes, want at most %d: %w", sb.TotalSize, opts.MaxSize, ErrTooLarge)
 	case sb.MetaSize > MaxImageMetadata:
-		return fmt.Errorf("image with %d bytes of metadata, want at most %d: %w", sb.MetaSize, MaxImageMetadata, ErrImageTooLarge)
+		return fmt.Errorf("image with %d bytes of metadata, want at most %d: %w", sb.MetaSize, MaxImageMetadata, ErrTooLarge)
 	}
 	return nil
 }

@@ -55,9 +55,9 @@ func FuzzFromImage(f *testing.F) {
 			b[disk.SuperblockCRC], b[disk.SuperblockCRC+1], b[disk.SuperblockCRC+2], b[disk.SuperblockCRC+3] = byte(sum), byte(sum>>8), byte(sum>>16), byte(sum>>24)
 		}
 		store := &memStore{}
-		tree, err := FromImage(context.Background(), bytes.NewReader(b), store, ImageOptions{MaxSize: 1 << 20})
+		tree, err := FromImage(context.Background(), bytes.NewReader(b), nil, store, ImageOptions{MaxSize: 1 << 20})
 		if err != nil {
-			if !disk.IsBad(err) && !errdefs.IsInvalidArgument(err) && !errors.Is(err, ErrImageTooLarge) {
+			if !disk.IsBad(err) && !errdefs.IsInvalidArgument(err) && !errors.Is(err, ErrTooLarge) {
 				t.Fatalf("error of no class: %v", err)
 			}
 			return
@@ -71,7 +71,7 @@ func FuzzFromImage(f *testing.F) {
 // Each content is stored once, in order of addresses with one worker.
 func TestFromImage(t *testing.T) {
 	store := &memStore{}
-	tree, err := FromImage(context.Background(), bytes.NewReader(imageStream(t)), store, ImageOptions{})
+	tree, err := FromImage(context.Background(), bytes.NewReader(imageStream(t)), nil, store, ImageOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestFromImage(t *testing.T) {
 	if len(store.files) != 2 {
 		t.Errorf("%d contents stored, want 2", len(store.files))
 	}
-	if _, err := FromImage(context.Background(), bytes.NewReader(imageStream(t)), store, ImageOptions{MaxSize: 4096}); !errors.Is(err, ErrImageTooLarge) {
+	if _, err := FromImage(context.Background(), bytes.NewReader(imageStream(t)), nil, store, ImageOptions{MaxSize: 4096}); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("larger than allowed: %v", err)
 	}
 }

@@ -49,9 +49,9 @@ var ErrBadLayer = fmt.Errorf("bad layer: %w", errdefs.ErrInvalidArgument)
 // ErrTruncated is wrapped by errors about archives that end too early.
 var ErrTruncated = fmt.Errorf("truncated archive: %w", errdefs.ErrInvalidArgument)
 
-// ErrTooLarge is wrapped by errors about layers that would take more memory than
-// they may.
-var ErrTooLarge = fmt.Errorf("layer has too many files: %w", errdefs.ErrOutOfRange)
+// ErrTooLarge is wrapped by errors about layers and images that are larger than
+// was allowed, or would take more memory.
+var ErrTooLarge = fmt.Errorf("too large: %w", errdefs.ErrOutOfRange)
 
 // Store keeps file contents. mkdaxfs.Builder puts them into an image file, the
 // snapshotter's adapter of daxmem.Import into the pool.

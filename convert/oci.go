@@ -1,7 +1,6 @@
 package convert
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -304,7 +303,7 @@ func (l *layout) choose() (*OCIImage, error) {
 			img.Manifest.Digest, len(img.Layers), best.manifest.Config.Digest, len(img.DiffIDs), errdefs.ErrInvalidArgument)
 	}
 	for i, d := range img.Layers {
-		if err := checkLayerType(d.MediaType); err != nil {
+		if err := CheckLayerType(d.MediaType); err != nil {
 			return nil, fmt.Errorf("layer %d of %d (%s): %w", i+1, len(img.Layers), d.Digest, err)
 		}
 		if err := img.DiffIDs[i].Validate(); err != nil {
@@ -312,12 +311,4 @@ func (l *layout) choose() (*OCIImage, error) {
 		}
 	}
 	return img, nil
-}
-
-func checkLayerType(mediaType string) error {
-	if strings.HasSuffix(mediaType, "+encrypted") {
-		return fmt.Errorf("media type %q: encrypted: %w", mediaType, errdefs.ErrNotImplemented)
-	}
-	_, err := images.DiffCompression(context.Background(), mediaType)
-	return err
 }

@@ -340,6 +340,33 @@ func TestOCIBad(t *testing.T) {
 	}
 }
 
+// TestStreamLooksCompressed: an archive that begins like a compressed one is read.
+func TestStreamLooksCompressed(t *testing.T) {
+	for _, name := range []string{"BZh91AY&SY", "LZIP"} {
+		tree, _, err := FromStream(context.Background(), bytes.NewReader(archive(t, reg(name, "x"))), nil, new(memStore), TarOptions{})
+		if err != nil || tree.Find(name) == nil {
+			t.Errorf("file %s: %v", name, err)
+		}
+	}
+}
+
+// TestStreamTooLong: what is behind the archive counts.
+func TestStreamTooLong(t *testing.T) {
+	b := archive(t, reg("f", "x"))
+	for _, blob := range [][]byte{b, gz(t, b)} {
+		for _, max := range []int64{0, int64(len(b))} {
+			if _, _, err := FromStream(context.Background(), bytes.NewReader(blob), nil, new(memStore), TarOptions{MaxSize: max}); err != nil {
+				t.Errorf("at most %d of %d bytes: %v", max, len(b), err)
+			}
+		}
+		for _, max := range []int64{1, 600, int64(len(b)) - 1} {
+			if _, _, err := FromStream(context.Background(), bytes.NewReader(blob), nil, new(memStore), TarOptions{MaxSize: max}); !errors.Is(err, ErrTooLarge) {
+				t.Errorf("at most %d of %d bytes: %v", max, len(b), err)
+			}
+		}
+	}
+}
+
 // TestStreamCancelled: an import that fails leaves no reader behind that its
 // source would have to outlive.
 func TestStreamCancelled(t *testing.T) {

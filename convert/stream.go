@@ -6,47 +6,64 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
+	"strings"
+	"sync/atomic"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
+	"github.com/klauspost/readahead"
 
 	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 )
 
+// CheckLayerType returns an error that wraps errdefs.ErrNotImplemented for media
+// types of layers that FromStream does not read.
+func CheckLayerType(mediaType string) error {
+	// containerd takes some of them for plain or compressed layers.
+	if strings.HasSuffix(mediaType, "+encrypted") {
+		return fmt.Errorf("media type %q: encrypted, and here are no keys: %w", mediaType, errdefs.ErrNotImplemented)
+	}
+	_, err := images.DiffCompression(context.Background(), mediaType)
+	return err
+}
+
 // FromStream reads a tar stream that may be compressed (gzip, with igzip or
 // unpigz where containerd finds them, or zstd; told apart by their first
 // bytes). diff, if not nil, is given the uncompressed bytes: their SHA-256 is a
-// layer's diffID. blob is read to its end.
+// layer's diffID. blob is read to its end; after an error, and only then, a read
+// of it may be under way still.
 //
-// Decompression and hashing run beside the import.
-func FromStream(ctx context.Context, blob io.Reader, diff hash.Hash, store Store, opts TarOptions) (*mkdaxfs.Tree, []Warning, error) {
-	head := bufio.NewReaderSize(blob, readBuffer)
-	// Too short a stream is not compressed; FromTar has the error for it.
-	magic, _ := head.Peek(10)
-	if name := otherCompression(magic); name != "" {
-		return nil, nil, fmt.Errorf("archive is compressed with %s, want gzip, zstd or none: %w", name, errdefs.ErrNotImplemented)
-	}
-	source := io.NopCloser(head)
-	if compression.DetectCompression(magic) != compression.Uncompressed {
-		d, err := compression.DecompressStream(head)
-		if err != nil {
-			return nil, nil, fmt.Errorf("decompress: %w: %w", err, ErrBadLayer)
-		}
-		source = &decompressed{d}
-	} else if diff == nil {
-		return FromTar(ctx, head, store, opts)
-	}
-	var r io.Reader = source
-	if diff != nil {
-		r = io.TeeReader(source, diff)
-	}
-	ahead := newReadAhead(r)
-	defer ahead.close(source)
-	tree, warnings, err := FromTar(ctx, ahead, store, opts)
+// Decompression runs beside the import. Its errors wrap ErrTruncated or
+// ErrBadLayer, those of blob are returned as they are, and the others are
+// FromTar's.
+func FromStream(ctx context.Context, blob io.Reader, diff io.Writer, store Store, opts TarOptions) (*mkdaxfs.Tree, []Warning, error) {
+	source := &sourceReader{r: blob}
+	head := bufio.NewReader(source)
+	magic, _ := head.Peek(magicSize) // of a shorter stream FromTar says what is wrong
+	magic = bytes.Clone(magic)
+	d, err := compression.DecompressStream(head)
 	if err != nil {
+		return nil, nil, decompressError(source, err)
+	}
+	ahead := readahead.NewReadCloser(&decompressed{d, source})
+	var r io.Reader = ahead
+	if diff != nil {
+		r = io.TeeReader(ahead, diff)
+	}
+	tree, warnings, err := FromTar(ctx, r, store, opts)
+	if err != nil {
+		// It is not waited for a read that is under way, which may be one of a
+		// terminal or a pipe.
+		go func() { _ = ahead.Close() }()
+		if name := otherCompression(magic); name != "" && (errors.Is(err, ErrBadLayer) || errors.Is(err, ErrTruncated)) {
+			err = fmt.Errorf("archive is compressed with %s, want gzip, zstd or none: %w", name, errdefs.ErrNotImplemented)
+		}
 		return nil, nil, err
+	}
+	if err := ahead.Close(); err != nil {
+		return nil, nil, fmt.Errorf("end decompression: %w", err)
 	}
 	// The decompressor may stop before bytes that follow the compressed data;
 	// they belong to the blob and its digest.
@@ -55,6 +72,9 @@ func FromStream(ctx context.Context, blob io.Reader, diff hash.Hash, store Store
 	}
 	return tree, warnings, nil
 }
+
+// magicSize bytes are enough for otherCompression.
+const magicSize = 8
 
 // otherCompression names a format that is common for tar files but not known to
 // the OCI image specification: "bad tar header" would be true and no help.
@@ -69,108 +89,44 @@ func otherCompression(head []byte) string {
 	return ""
 }
 
-// decompressed tells errors of the decompressor from those of the archive in
-// it, and a cut stream from a wrong one.
-type decompressed struct{ io.ReadCloser }
+// sourceReader remembers the error of a source that others read: programs that
+// decompress report it as text, or not at all.
+type sourceReader struct {
+	r   io.Reader
+	err atomic.Pointer[error]
+}
+
+func (s *sourceReader) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err.Store(&err)
+	}
+	return n, err
+}
+
+// decompressed tells errors of the decompressor from those of the blob, and of the
+// archive in it.
+type decompressed struct {
+	compression.DecompressReadCloser
+	source *sourceReader
+}
 
 func (d *decompressed) Read(p []byte) (int, error) {
-	n, err := d.ReadCloser.Read(p)
-	if err == nil || err == io.EOF {
-		return n, err
+	n, err := d.DecompressReadCloser.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // one that it wraps is an early end
+		err = decompressError(d.source, err)
 	}
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return n, fmt.Errorf("decompress: %w: %w", err, ErrTruncated)
+	return n, err
+}
+
+// decompressError gives an error its class.
+func decompressError(source *sourceReader, err error) error {
+	if e := source.err.Load(); e != nil {
+		return *e
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		return fmt.Errorf("decompress: %w: %w", err, ErrTruncated)
 	}
 	// igzip and unpigz report a cut stream as text only.
-	return n, fmt.Errorf("decompress: %w: %w", err, ErrBadLayer)
-}
-
-const (
-	readBuffer   = 64 << 10
-	aheadBuffers = 4
-	aheadSize    = 512 << 10
-)
-
-// readAhead reads in a goroutine, so that the source and its consumer work at
-// the same time.
-type readAhead struct {
-	full  chan filled
-	empty chan []byte
-	stop  chan struct{}
-	done  chan struct{}
-	cur   filled
-	pos   int
-}
-
-type filled struct {
-	b   []byte
-	err error
-}
-
-func newReadAhead(r io.Reader) *readAhead {
-	a := &readAhead{
-		full:  make(chan filled, aheadBuffers),
-		empty: make(chan []byte, aheadBuffers),
-		stop:  make(chan struct{}),
-		done:  make(chan struct{}),
-	}
-	for range aheadBuffers {
-		a.empty <- make([]byte, aheadSize)
-	}
-	go a.run(r)
-	return a
-}
-
-func (a *readAhead) run(r io.Reader) {
-	defer close(a.done)
-	for {
-		var b []byte
-		select {
-		case b = <-a.empty:
-		case <-a.stop:
-			return
-		}
-		b = b[:cap(b)]
-		n, err := io.ReadFull(r, b)
-		if err == io.ErrUnexpectedEOF {
-			// ReadFull's own word for an end inside the buffer; a source's is
-			// wrapped (see decompressed) or means the same here.
-			err = io.EOF
-		}
-		a.full <- filled{b[:n], err} // has room for every buffer
-		if err != nil {
-			return
-		}
-	}
-}
-
-// close stops the goroutine and closes its source. It does not wait for a Read
-// that is under way, which may be one of a terminal or a pipe: then the source
-// is closed when that returns.
-func (a *readAhead) close(source io.Closer) {
-	close(a.stop)
-	select {
-	case <-a.done:
-		source.Close()
-	default:
-		go func() {
-			<-a.done
-			source.Close()
-		}()
-	}
-}
-
-func (a *readAhead) Read(p []byte) (int, error) {
-	for a.pos == len(a.cur.b) {
-		if a.cur.err != nil {
-			return 0, a.cur.err
-		}
-		if a.cur.b != nil {
-			a.empty <- a.cur.b // has room for every buffer
-		}
-		a.cur, a.pos = <-a.full, 0
-	}
-	n := copy(p, a.cur.b[a.pos:])
-	a.pos += n
-	return n, nil
+	return fmt.Errorf("decompress: %w: %w", err, ErrBadLayer)
 }

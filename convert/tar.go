@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	"github.com/daxfs/containerd-daxfs/internal/disk"
@@ -39,6 +40,9 @@ type TarOptions struct {
 	// MaxMeta is the most memory in bytes that the tree may take, about; 0 means
 	// DefaultMaxMeta. Archives of nothing but names compress to a thousandth.
 	MaxMeta int64
+	// MaxSize is the largest length of the stream in bytes, all that is behind the
+	// archive included; 0 is no limit.
+	MaxSize int64
 	// Progress, if not nil, is told the bytes of file data read so far.
 	Progress func(bytes int64)
 }
@@ -58,7 +62,7 @@ const nodeMemory = 256
 func FromTar(ctx context.Context, r io.Reader, store Store, opts TarOptions) (*mkdaxfs.Tree, []Warning, error) {
 	t := &tarImport{store: store, opts: opts, below: make(map[string]*mkdaxfs.Node)}
 	t.root = t.missingDir()
-	end := &trailer{r: r}
+	end := &trailer{r: r, max: cmp.Or(opts.MaxSize, math.MaxInt64)}
 	tr := tar.NewReader(end)
 	for {
 		if err := ctx.Err(); err != nil {
@@ -108,16 +112,18 @@ func tarError(at int64, err error) error {
 
 // trailer remembers whether the last block read was one of zeros, which is how
 // an archive ends; archive/tar takes a stream cut between two entries for a
-// whole one.
+// whole one. More than max bytes are an error.
 type trailer struct {
-	r    io.Reader
-	n    int64
-	last [512]byte
+	r      io.Reader
+	n, max int64
+	last   [512]byte
 }
 
 func (t *trailer) Read(p []byte) (int, error) {
 	n, err := t.r.Read(p)
-	t.n += int64(n)
+	if t.n += int64(n); t.n > t.max {
+		return 0, fmt.Errorf("layer of more than %d bytes: %w", t.max, ErrTooLarge)
+	}
 	if n >= len(t.last) {
 		copy(t.last[:], p[n-len(t.last):n])
 	} else if n > 0 {

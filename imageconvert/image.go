@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -17,6 +16,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/daxfs/containerd-daxfs/convert"
 )
 
 // image is a manifest with its configuration.
@@ -88,12 +89,7 @@ func checkLayer(mediaType string, place int) error {
 	if images.IsNonDistributable(mediaType) {
 		return fmt.Errorf("media type %q: a foreign layer, which must not be distributed: %w", mediaType, errdefs.ErrNotImplemented)
 	}
-	// containerd takes some of them for plain or compressed layers.
-	if strings.HasSuffix(mediaType, "+encrypted") {
-		return fmt.Errorf("media type %q: encrypted: %w", mediaType, errdefs.ErrNotImplemented)
-	}
-	_, err := images.DiffCompression(context.Background(), mediaType)
-	return err
+	return convert.CheckLayerType(mediaType)
 }
 
 // isDaxfs reports whether the image is one DAXFS image.

@@ -109,7 +109,7 @@ func (m *image) layerTree(ctx context.Context, cs content.Store, i int, store co
 			return nil, missing(err)
 		}
 		defer r.Close()
-		tree, err = convert.FromImage(ctx, io.TeeReader(r, sum.Hash()), store, convert.ImageOptions{})
+		tree, err = convert.FromImage(ctx, r, sum.Hash(), store, convert.ImageOptions{})
 		if err != nil {
 			return nil, err
 		}
@@ -154,8 +154,7 @@ func (m *image) copyImage(ctx context.Context, cs content.Store, w io.Writer) er
 	}
 	defer r.Close()
 	sum := digest.Canonical.Digester()
-	_, err = convert.FromImage(ctx, io.TeeReader(r, io.MultiWriter(w, sum.Hash())), discard{}, convert.ImageOptions{})
-	if err != nil {
+	if _, err := convert.FromImage(ctx, io.TeeReader(r, w), sum.Hash(), discard{}, convert.ImageOptions{}); err != nil {
 		return err
 	}
 	return compareDiffID(sum.Digest(), m.config.RootFS.DiffIDs[0])

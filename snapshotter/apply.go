@@ -20,6 +20,7 @@ import (
 
 	"github.com/daxfs/containerd-daxfs/convert"
 	"github.com/daxfs/containerd-daxfs/daxmem"
+	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 )
 
 // Unpack takes one layer: of an active snapshot, or one that the pool has lost.
@@ -116,58 +117,54 @@ func empty(ctx context.Context, id, name string) (snapshots.Info, error) {
 	return info, err
 }
 
-// Apply reads one layer, an uncompressed tar stream, to its end; file contents go
-// into the pool as they come. It returns the stream's digest and length: whoever
-// expects another diffID removes the snapshot, which can be committed otherwise.
-// After an error nothing is left of the layer.
+// Apply reads one layer, a tar stream, compressed or not (convert.FromStream), to
+// its end; file contents go into the pool as they come. It returns digest and
+// length of the uncompressed stream: whoever expects another diffID removes the
+// snapshot, which can be committed otherwise. After an error nothing is left of the
+// layer, and a read of the blob may be under way still.
 //
-// InvalidArgument: no layer, or one with what this file system cannot hold.
-// OutOfRange: the stream is longer than the pool. ResourceExhausted: the pool is
-// full.
-func (u *Unpack) Apply(ctx context.Context, r io.Reader) (diffID digest.Digest, size int64, err error) {
-	layer := &measured{r: r, hash: sha256.New(), limit: u.s.pool.Region().Size()}
-	if err := u.apply(ctx, layer); err != nil {
-		return "", layer.size, fmt.Errorf("unpack into %s: %w", u.into, err)
+// InvalidArgument: no layer, a damaged one, or one with what this file system
+// cannot hold. OutOfRange: the stream is longer than the pool. ResourceExhausted:
+// the pool is full.
+func (u *Unpack) Apply(ctx context.Context, blob io.Reader) (diffID digest.Digest, size int64, err error) {
+	diff := newMeasured()
+	if err := u.apply(ctx, func(store convert.Store) (*mkdaxfs.Tree, error) {
+		tree, warnings, err := convert.FromStream(ctx, blob, diff, store, convert.TarOptions{
+			Verified: true, Lenient: true,
+			// Nothing but repetitions and padding could make a longer one fit: a bomb.
+			MaxSize: u.s.pool.Region().Size(),
+		})
+		for _, w := range warnings {
+			log.G(ctx).WithField("into", u.into).WithField("path", w.Path).WithField("reason", w.Reason).Warn("left out of a layer")
+		}
+		return tree, err
+	}); err != nil {
+		return "", 0, fmt.Errorf("unpack into %s: %w", u.into, err)
 	}
-	return digest.NewDigest(digest.SHA256, layer.hash), layer.size, nil
+	return diff.digest(), diff.size, nil
 }
 
-// measured hashes and counts what is read. A stream that is longer than the pool
-// is taken for a bomb: nothing but repetitions and padding could make such a layer
-// fit.
+// measured hashes and counts what is written to it.
 type measured struct {
-	r           io.Reader
-	hash        hash.Hash
-	size, limit int64
+	hash.Hash
+	size int64
 }
 
-func (m *measured) Read(p []byte) (int, error) {
-	n, err := m.r.Read(p)
-	m.hash.Write(p[:n])
-	if m.size += int64(n); m.size > m.limit {
-		return n, fmt.Errorf("layer of more than %d bytes, the size of the pool: %w", m.limit, errdefs.ErrOutOfRange)
-	}
-	return n, err
+func newMeasured() *measured { return &measured{Hash: sha256.New()} }
+
+func (m *measured) Write(p []byte) (int, error) {
+	m.size += int64(len(p))
+	return m.Hash.Write(p)
 }
 
-func (u *Unpack) apply(ctx context.Context, r io.Reader) error {
-	s, start := u.s, time.Now()
-	s.collecting.RLock()
-	defer s.released(ctx)
-	imp, err := s.pool.NewImport(ctx)
-	if err != nil {
-		return err
-	}
-	defer imp.Abort() // nothing is left to abort after a publication
-	store := &importStore{imp: imp}
-	tree, warnings, err := convert.FromTar(ctx, r, store, convert.TarOptions{Verified: true, Lenient: true})
-	if err != nil {
-		return err
-	}
-	for _, w := range warnings {
-		log.G(ctx).WithField("into", u.into).WithField("path", w.Path).WithField("reason", w.Reason).Warn("left out of a layer")
-	}
-	rec, err := publishLayer(ctx, s.pool, imp, tree, store.bytes, u.want)
+func (m *measured) digest() digest.Digest { return digest.NewDigest(digest.SHA256, m.Hash) }
+
+// apply publishes the layer that read makes.
+func (u *Unpack) apply(ctx context.Context, read func(store convert.Store) (*mkdaxfs.Tree, error)) error {
+	start := time.Now()
+	u.s.collecting.RLock()
+	defer u.s.released(ctx)
+	rec, err := importLayer(ctx, u.s.pool, u.want, read)
 	if err != nil {
 		return err
 	}

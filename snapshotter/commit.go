@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -127,35 +126,11 @@ func (s *Snapshotter) importUpper(ctx context.Context, sn *snapshot) (*daxmem.Re
 }
 
 // importDir publishes an upper directory as a layer. since is from before it was
-// unpacked into, zero if it was not. want is the key that has to come out, or
-// zero: with another one nothing is published.
+// unpacked into, zero if it was not. want is as for importLayer.
 func importDir(ctx context.Context, pool *daxmem.Pool, dir string, since time.Time, want key) (*daxmem.Record, error) {
-	imp, err := pool.NewImport(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer imp.Abort() // nothing is left to abort after a publication
-	store := &importStore{imp: imp}
-	tree, err := convert.FromDir(ctx, dir, store, convert.DirOptions{Upper: true, ImplicitSince: since})
-	if err != nil {
-		return nil, err
-	}
-	return publishLayer(ctx, pool, imp, tree, store.bytes, want)
-}
-
-// importStore is a convert.Store over an import of the pool.
-type importStore struct {
-	imp   *daxmem.Import
-	bytes int64
-}
-
-func (i *importStore) Put(ctx context.Context, r io.Reader, size int64) (mkdaxfs.Extent, error) {
-	e, err := i.imp.Put(ctx, r, size)
-	if err != nil {
-		return mkdaxfs.Extent{}, err
-	}
-	i.bytes += size
-	return mkdaxfs.Extent{Offset: e.Offset, Digest: e.Digest}, nil
+	return importLayer(ctx, pool, want, func(store convert.Store) (*mkdaxfs.Tree, error) {
+		return convert.FromDir(ctx, dir, store, convert.DirOptions{Upper: true, ImplicitSince: since})
+	})
 }
 
 // layerUsage is a committed snapshot's usage: space of its layer in the pool

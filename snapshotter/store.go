@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/google/uuid"
 
+	"github.com/daxfs/containerd-daxfs/convert"
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/disk"
 	"github.com/daxfs/containerd-daxfs/internal/engine"
@@ -109,36 +110,32 @@ func copyLayer(ctx context.Context, from *store, to *daxmem.Pool, k key) error {
 		return err
 	}
 	defer unpin()
-	imp, err := to.NewImport(ctx)
-	if err != nil {
-		return err
+	if _, err := importLayer(ctx, to, k, func(store convert.Store) (*mkdaxfs.Tree, error) {
+		return tree, copyFiles(ctx, from, store, tree)
+	}); err != nil {
+		return fmt.Errorf("copy layer %s: %w", k, err)
 	}
-	defer imp.Abort() // nothing is left to abort after a publication
-	bytes := int64(0)
+	return nil
+}
+
+// copyFiles puts the contents of a tree's files, which are in from, into a store.
+func copyFiles(ctx context.Context, from *store, to convert.Store, tree *mkdaxfs.Tree) error {
 	seen := make(map[*mkdaxfs.Node]bool)
-	err = tree.Nodes(func(n *mkdaxfs.Node) error {
+	return tree.Nodes(func(n *mkdaxfs.Node) error {
 		if !n.IsRegular() || n.Size == 0 || seen[n] {
 			return nil
 		}
 		seen[n] = true
-		e, err := imp.Put(ctx, io.NewSectionReader(from.Region(), n.Extent.Offset, n.Size), n.Size)
+		e, err := to.Put(ctx, io.NewSectionReader(from.Region(), n.Extent.Offset, n.Size), n.Size)
 		if err != nil {
 			return err
 		}
 		if e.Digest != n.Extent.Digest {
 			return fmt.Errorf("file of %d bytes at %d: digest %x, want %x: %w", n.Size, n.Extent.Offset, e.Digest[:8], n.Extent.Digest[:8], ErrLayerLost)
 		}
-		bytes += n.Size
-		n.Extent = mkdaxfs.Extent{Offset: e.Offset, Digest: e.Digest}
+		n.Extent = e
 		return nil
 	})
-	if err == nil {
-		_, err = publishLayer(ctx, to, imp, tree, bytes, k)
-	}
-	if err != nil {
-		return fmt.Errorf("copy layer %s: %w", k, err)
-	}
-	return nil
 }
 
 // moveLayers brings layers that snapshots need from a former pool.
@@ -166,26 +163,4 @@ func (s *Snapshotter) moveLayers(ctx context.Context, former *daxmem.Pool) error
 		log.G(ctx).WithField("layers", n).WithField("from", former.Region().Path()).Info("layers moved from the former pool")
 	}
 	return nil
-}
-
-// errOtherLayer: the layer that was wanted is not what the contents make.
-var errOtherLayer = fmt.Errorf("it is another layer: %w", ErrLayerLost)
-
-// publishLayer makes a layer of a tree whose files an import holds. want is as
-// for importDir; errOtherLayer: the layer is another one.
-func publishLayer(ctx context.Context, pool *daxmem.Pool, imp *daxmem.Import, tree *mkdaxfs.Tree, bytes int64, want key) (*daxmem.Record, error) {
-	layout, err := mkdaxfs.NewLayout(tree, mkdaxfs.Options{Layer: true})
-	if err != nil {
-		return nil, err
-	}
-	k, err := layout.LayerKey()
-	if err != nil {
-		return nil, err
-	}
-	if want != (key{}) && k != want {
-		return nil, fmt.Errorf("its contents make the layer %s: %w", key(k), errOtherLayer)
-	}
-	return imp.PublishLayer(ctx, k, disk.BlockSize+layout.MetaSize(), func(off int64) ([]byte, error) {
-		return emit(layout, inPool(pool, off))
-	}, daxmem.RecordMeta{Entries: layout.Entries(), DataBytes: uint64(bytes)})
 }

@@ -60,7 +60,7 @@ func newContentStore(address string) *contentStore {
 // Apply implements snapshotter.Content.
 func (c *contentStore) Apply(ctx context.Context, chainID digest.Digest, u *snapshotter.Unpack) error {
 	return c.unpack(ctx, chainID, func(ctx context.Context, cl *client.Client, layer ocispec.Descriptor) (ocispec.Descriptor, error) {
-		return differ.NewBlobs(cl.ContentStore(), cl.IntrospectionService()).Unpack(ctx, layer, nil, u)
+		return differ.NewBlobs(cl.ContentStore(), cl.IntrospectionService()).Unpack(ctx, layer, u)
 	})
 }
 
