@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -65,6 +66,20 @@ func ReadPrefetch(r io.Reader) ([]string, error) {
 		return nil, fmt.Errorf("line %d: more than %d bytes: %w", n, maxPrefetchLine, ErrInvalidPrefetch)
 	} else if err != nil {
 		return nil, fmt.Errorf("read prefetch list: %w", err)
+	}
+	return paths, nil
+}
+
+// ReadPrefetchFile is ReadPrefetch for the list in a file, which its errors name.
+func ReadPrefetchFile(name string) ([]string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	paths, err := ReadPrefetch(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return paths, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -72,25 +71,11 @@ func toDaxfs(ctx context.Context, cmd *cli.Command) error {
 	o.ZstdLevel = cmd.Int("daxfs-level")
 	o.Index = cmd.Bool("index")
 	if name := cmd.String("prefetch"); name != "" {
-		if o.Prefetch, err = readPrefetch(name); err != nil {
+		if o.Prefetch, err = mkdaxfs.ReadPrefetchFile(name); err != nil {
 			return err
 		}
 	}
 	return convert(ctx, cmd, imageconvert.ToDaxfs(o))
-}
-
-// readPrefetch reads the list of hot files in a file.
-func readPrefetch(name string) ([]string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	paths, err := mkdaxfs.ReadPrefetch(f)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return paths, nil
 }
 
 // exportCommand is "images export-oci".

@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v2"
+
+	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 )
 
 type sourceKind int
@@ -137,7 +139,7 @@ func parse(c *cli.Context) (*config, error) {
 	}
 	if name := c.String("prefetch"); name != "" {
 		var err error
-		if cfg.prefetch, err = readPrefetch(name); err != nil {
+		if cfg.prefetch, err = mkdaxfs.ReadPrefetchFile(name); err != nil {
 			return nil, err
 		}
 	}

@@ -2,24 +2,9 @@ package main
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 )
-
-// readPrefetch reads the list of hot files in a file.
-func readPrefetch(name string) ([]string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	paths, err := mkdaxfs.ReadPrefetch(f)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return paths, nil
-}
 
 // prefetchWarnings says which part of a list did not count. A list outlives
 // the image that it was recorded on, so this is no error.
