@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -209,12 +208,14 @@ func newListFile(path string) (*listFile, error) {
 }
 
 func (l *listFile) commit(paths []string) error {
-	var w io.Writer = l.File
-	if err := mkdaxfs.WritePrefetch(w, paths); err != nil {
+	if err := mkdaxfs.WritePrefetch(l, paths); err != nil {
 		return err
 	}
 	if err := l.Chmod(0o644); err != nil {
 		return err
+	}
+	if err := l.Close(); err != nil {
+		return fmt.Errorf("write %s: %w", escape(l.path), err)
 	}
 	return os.Rename(l.Name(), l.path)
 }
