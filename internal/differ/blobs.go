@@ -23,6 +23,8 @@ type Blobs struct {
 	store  content.InfoReaderProvider
 	plugin introspection.Service
 
+	slow sync.Once // warned that bytes come in messages
+
 	mu   sync.Mutex
 	root string // of the content store's files, "" if not known yet
 }
@@ -57,7 +59,9 @@ func (b *Blobs) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.
 		}
 	}
 	// Another store than containerd's own, or one in another mount namespace.
-	log.G(ctx).WithError(err).WithField("blob", desc.Digest).Debug("blob is read through containerd")
+	b.slow.Do(func() {
+		log.G(ctx).WithError(err).Warn("blobs are read through containerd, which is slower than from its files")
+	})
 	return b.store.ReaderAt(ctx, desc)
 }
 
