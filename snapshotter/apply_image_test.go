@@ -14,11 +14,13 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/daxfs/containerd-daxfs/convert"
 	"github.com/daxfs/containerd-daxfs/daxmem"
 	"github.com/daxfs/containerd-daxfs/internal/disk"
 	"github.com/daxfs/containerd-daxfs/mkdaxfs"
+	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
 // imageOf makes a DAXFS image of files, as it travels.
@@ -55,23 +57,9 @@ func sampleImage(t testing.TB) []byte {
 // applyImage unpacks an image by our differ.
 func applyImage(t testing.TB, r *rig, name string, image []byte) (committed string) {
 	t.Helper()
-	key, mounts := prepare(t, r, name, "")
-	u, err := r.Unpack(ctx, mounts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, size, err := u.ApplyImage(ctx, bytes.NewReader(image))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := fmt.Sprintf("sha256:%x", sha256.Sum256(image)); got.String() != want || size != int64(len(image)) {
-		t.Errorf("digest %s of %d bytes, want %s of %d", got, size, want, len(image))
-	}
-	committed = "a/2/" + ref(name)
-	if err := r.Commit(ctx, committed, key); err != nil {
-		t.Fatal(err)
-	}
-	return committed
+	return applyBy(t, r, name, "", func(u *snapshotter.Unpack) (digest.Digest, int64, error) {
+		return u.ApplyImage(ctx, bytes.NewReader(image))
+	}, image)
 }
 
 // A DAXFS image becomes a layer like any other: containers run from it, layers go

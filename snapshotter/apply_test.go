@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/daxfs/containerd-daxfs/daxmem"
+	"github.com/daxfs/containerd-daxfs/snapshotter"
 )
 
 // entry is a file of a test's layer.
@@ -58,13 +59,25 @@ func prepare(t testing.TB, r *rig, name, parent string) (key string, mounts []mo
 // apply unpacks a layer by our differ and commits it.
 func apply(t testing.TB, r *rig, name, parent string, layer []byte) (committed string) {
 	t.Helper()
+	return applyBy(t, r, name, parent, func(u *snapshotter.Unpack) (digest.Digest, int64, error) {
+		return u.Apply(ctx, bytes.NewReader(layer))
+	}, layer)
+}
+
+// applyBy makes a snapshot of what by, one of the ways to unpack, reads: plain.
+func applyBy(t testing.TB, r *rig, name, parent string, by func(*snapshotter.Unpack) (digest.Digest, int64, error), plain []byte) (committed string) {
+	t.Helper()
 	key, mounts := prepare(t, r, name, parent)
 	u, err := r.Unpack(ctx, mounts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := u.Apply(ctx, bytes.NewReader(layer)); err != nil {
+	got, size, err := by(u)
+	if err != nil {
 		t.Fatal(err)
+	}
+	if want := digest.FromBytes(plain); got != want || size != int64(len(plain)) {
+		t.Errorf("digest %s of %d bytes, want %s of %d", got, size, want, len(plain))
 	}
 	committed = "a/2/" + ref(name)
 	if err := r.Commit(ctx, committed, key); err != nil {
