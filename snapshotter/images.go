@@ -239,7 +239,8 @@ func (im *images) unmount(ctx context.Context, img *image) {
 }
 
 // unuse ends the use of an image by a snapshot. After the last one it stays mounted
-// for a while: the next container finds its files in memory. unuse does not wait for other images: they may be waiting for a layer.
+// for a while: the next container finds its files in memory. unuse does not wait
+// for other images: they may be waiting for a layer.
 func (im *images) unuse(ctx context.Context, id string) {
 	im.mu.Lock()
 	img := im.users[id]

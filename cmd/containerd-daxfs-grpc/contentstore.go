@@ -30,8 +30,9 @@ const catalogAge = 2 * time.Second
 // dialWait is how long a call waits for containerd's socket to appear.
 const dialWait = 2 * time.Second
 
-// contentStore unpacks layers from containerd's content store. It connects for each call: containerd may come and go, and a
-// connection that has waited for it for long tries again late.
+// contentStore unpacks layers from containerd's content store. It connects for each
+// call: containerd may come and go, and a connection that has waited for it for long
+// tries again late.
 type contentStore struct {
 	address string // containerd's socket
 	connect func() (*client.Client, error)
@@ -71,9 +72,12 @@ func (c *contentStore) Walk(ctx context.Context, chainID digest.Digest, mounts [
 	})
 }
 
+// applyFunc unpacks a layer, and describes it without compression.
+type applyFunc func(ctx context.Context, cl *client.Client, layer ocispec.Descriptor) (ocispec.Descriptor, error)
+
 // unpack finds the blob of the layer on top of a chain, and compares what comes out
 // with the layer's diffID.
-func (c *contentStore) unpack(ctx context.Context, chainID digest.Digest, apply func(context.Context, *client.Client, ocispec.Descriptor) (ocispec.Descriptor, error)) (err error) {
+func (c *contentStore) unpack(ctx context.Context, chainID digest.Digest, apply applyFunc) (err error) {
 	cl, err := c.connect()
 	if err != nil {
 		return fmt.Errorf("connect to containerd: %w", err)
