@@ -18,7 +18,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	ctrdns "github.com/containerd/containerd/v2/pkg/namespaces"
 
-	testimages "github.com/daxfs/containerd-daxfs/integration/images"
 	"github.com/daxfs/containerd-daxfs/integration/lab"
 	"github.com/daxfs/containerd-daxfs/internal/testutil"
 )
@@ -96,36 +95,12 @@ func run(t *testing.T, l *lab.Lab, snapshotter string) {
 			top, _, _ := strings.Cut(name, "/")
 			return slices.Contains(again, top)
 		})
-		release := hold(t, l, snapshotter)
 		maps.Copy(r, runSuite(t, l, snapshotter, again))
-		release()
 	}
 	for _, p := range r.problems(asked) {
 		t.Error(p)
 	}
 	t.Logf("%d tests and subtests passed, %d skipped: %q", len(r.names("pass")), len(r.names("skip")), r.names("skip"))
-}
-
-// hold keeps a container of the image of shells running, until the function it
-// returns is called. With our snapshotter an image's pages leave the page cache
-// with its last container, so that the next shell starts from the disk.
-func hold(t *testing.T, l *lab.Lab, snapshotter string) (release func()) {
-	t.Helper()
-	ctx := ctrdns.WithNamespace(t.Context(), "default")
-	ref := l.Ref(testimages.CRI["BusyBox"])
-	ctr := func(args ...string) {
-		t.Helper()
-		if _, err := l.Ctr(ctx, args...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, ref)
-	ctr("run", "--detach", "--snapshotter", snapshotter, ref, "held", "sleep", "1d")
-	return func() {
-		t.Helper()
-		ctr("tasks", "rm", "--force", "held")
-		ctr("containers", "rm", "held")
-	}
 }
 
 // removeAll removes all images and waits until the pool is empty.
