@@ -171,7 +171,7 @@ func (b *bench) convert(ctx context.Context, l *lab.Lab, p peer, name string, ar
 		return nil, err
 	}
 	ns, _ := namespaces.Namespace(ctx)
-	args = append([]string{"--address", l.ContainerdSocket(), "--namespace", ns}, args...)
+	args = append([]string{"--address", l.Endpoint(), "--namespace", ns}, args...)
 	if out, err := exec.CommandContext(ctx, binary, append(args, l.Ref(b.converted), l.Ref(name))...).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%s %v: %w: %s", converter, args, err, out)
 	}

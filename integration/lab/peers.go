@@ -49,8 +49,5 @@ func (l *Lab) SnapshotsDir(snapshotter string) string {
 	return l.path("root/io.containerd.snapshotter.v1." + snapshotter)
 }
 
-// ContainerdSocket is containerd's address.
-func (l *Lab) ContainerdSocket() string { return l.path("c.sock") }
-
 // DebugSocket is where our daemon serves profiles.
 func (l *Lab) DebugSocket() string { return l.path("debug.sock") }
