@@ -8,9 +8,12 @@ if [ "${1-}" != --mount ]; then
 	if grep -q ' - cgroup2\? ' /proc/self/mountinfo || [ "$(id -u)" != 0 ]; then
 		exec "$@"
 	fi
-	exec unshare --mount "$0" --mount "$@"
+	exec unshare --mount --propagation slave "$0" --mount "$@"
 fi
 shift
+# What is unmounted here goes from namespaces that tests make of this one too, as on
+# a machine with systemd: else the kernel would keep it as long as they are there.
+mount --make-rshared /
 
 # Controllers that a version 1 hierarchy has taken are not to be had in version
 # 2: then all is mounted as distributions did in their "hybrid" time.

@@ -41,7 +41,7 @@ func private(t *testing.T, f func(t *testing.T)) {
 		t.Fatal(err)
 	}
 	args := []string{
-		"--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child",
+		"--mount", "--propagation", "slave", "--net", "--pid", "--fork", "--mount-proc", "--kill-child",
 		// Process 1 adopts what daemons leave, and must wait for it. Descriptors
 		// that whoever started us has left open would count as leaks of shims.
 		"bash", "-c", `

@@ -221,7 +221,7 @@ for f in ${made:-}; do umount "$root/etc/$f"; rm "$root/etc/$f"; done`
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8",
 		"http_proxy="+os.Getenv("http_proxy"), "https_proxy="+os.Getenv("https_proxy"),
-		"unshare", "--mount", "sh", "-c", outer, "sh", root, apt, script)
+		"unshare", "--mount", "--propagation", "slave", "sh", "-c", outer, "sh", root, apt, script)
 }
 
 // command runs a program and puts what it said into the error.

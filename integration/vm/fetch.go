@@ -149,7 +149,7 @@ func chroot(ctx context.Context, root string, args ...string) *exec.Cmd {
 // of either is left when it ends, when ctx does, or when this process does.
 func isolated(ctx context.Context, proc string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "unshare", append([]string{
-		"--mount", "--pid", "--fork", "--kill-child", "--mount-proc=" + proc}, args...)...)
+		"--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc=" + proc}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
 }

@@ -48,7 +48,7 @@ func initrd(t *testing.T, k vm.Kernel) []byte {
 		t.Fatal(err)
 	}
 	out := filepath.Join(t.TempDir(), "initrd")
-	run(t, "unshare", "--mount", "sh", "-c", makeInitrd, "sh",
+	run(t, "unshare", "--mount", "--propagation", "slave", "sh", "-c", makeInitrd, "sh",
 		debian(t), k.Root, k.Release, ko, filepath.Join(lab.RepoRoot(), "script/initramfs-tools"), t.TempDir(), out)
 	b, err := os.ReadFile(out)
 	if err != nil {
