@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -56,7 +57,7 @@ func (s *Snapshotter) keepUnused(ctx context.Context, live *LiveSet) (*LiveSet, 
 		return nil, err
 	}
 	if s.pool.Room().Percent() > float64(s.keep.High) {
-		s.evict(ctx, live, names, func() bool { return s.pool.Room().Percent() <= float64(s.keep.Low) })
+		_, _ = s.evict(ctx, live, names, func() bool { return s.pool.Room().Percent() <= float64(s.keep.Low) })
 		s.tried.Store(int64(s.pool.Room().Percent() * 100))
 	}
 	return kept(names), nil
@@ -86,10 +87,35 @@ func Kept(records []*daxmem.Record) *LiveSet {
 	return kept(names)
 }
 
+// pinTime is what chains get to be pinned that reclaim has not seen before, pinTries
+// how often, if more and more of them come.
+const (
+	pinTime  = 20 * time.Millisecond
+	pinTries = 50
+)
+
 // reclaim makes room in a full pool, for daxmem.Pool.SetReclaim: as far as the
 // low watermark, but one chain in any case, as free space may be in pieces.
 func (s *Snapshotter) reclaim(ctx context.Context) bool {
 	s.images.sweepIdle(ctx, none)
+	for range pinTries {
+		n, young := s.reclaimOnce(ctx)
+		if n > 0 || !young {
+			return n > 0
+		}
+		// Collections look too, but none goes on beside an unpack that is long or
+		// others that follow each other.
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(pinTime):
+		}
+	}
+	return false
+}
+
+// reclaimOnce is one try of reclaim, which returns what evict does.
+func (s *Snapshotter) reclaimOnce(ctx context.Context) (n int, young bool) {
 	s.referring.Lock()
 	defer s.referring.Unlock()
 	live, err := Live(ctx, s.ms)
@@ -100,13 +126,13 @@ func (s *Snapshotter) reclaim(ctx context.Context) bool {
 	}
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("make room in a full pool")
-		return false
+		return 0, false
 	}
 	enough := 0
 	return s.evict(ctx, live, names, func() bool {
 		enough++
 		return enough > 1 && s.pool.Room().Percent() <= float64(s.keep.Low)
-	}) > 0
+	})
 }
 
 // name is a chain of the pool with what can be found by it: the layer on top,
@@ -218,11 +244,16 @@ func link(records []*daxmem.Record) (names []*name, layers map[[32]byte]*daxmem.
 
 // evict removes chains that nothing needs or stands on, in their order, with
 // their images, and their layers where nothing else needs those, until it is
-// enough. It returns how many. referring is held exclusively.
-func (s *Snapshotter) evict(ctx context.Context, live *LiveSet, names []*name, enough func() bool) (n int) {
+// enough. It returns how many, and whether there were others that it may remove at
+// the next look: what has come since the last one may be on its way to a pin.
+// referring is held exclusively.
+func (s *Snapshotter) evict(ctx context.Context, live *LiveSet, names []*name, enough func() bool) (n int, young bool) {
 	for _, at := range names {
-		// What has come since the last look may be on its way to a pin.
-		if at.needed || at.standing > 0 || at.last == s.usage.looks {
+		if at.needed || at.standing > 0 {
+			continue
+		}
+		if at.last == s.usage.looks {
+			young = true
 			continue
 		}
 		if enough() || ctx.Err() != nil {
@@ -240,7 +271,7 @@ func (s *Snapshotter) evict(ctx context.Context, live *LiveSet, names []*name, e
 		}
 		n++
 	}
-	return n
+	return n, young
 }
 
 func (s *Snapshotter) evictOne(ctx context.Context, live *LiveSet, at *name) error {

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -342,6 +343,39 @@ func TestEvictPinned(t *testing.T) {
 	}
 	if k.has("mine") {
 		t.Error("stays without a pin")
+	}
+	k.check(t)
+}
+
+// What was pulled and removed makes room for others while no collection looks at
+// the pool, because a layer is being unpacked all the time.
+func TestEvictWhileUnpacking(t *testing.T) {
+	k := newKeeper(t, 64*mib, snapshotter.Keep{High: 90, Low: 50})
+	_, mounts := prepare(t, k.rig, "slow", "")
+	u, err := k.Unpack(ctx, mounts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer, feed := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := u.Apply(ctx, layer)
+		layer.CloseWithError(err)
+		done <- err
+	}()
+	slow := tarOf(t, entry{"f", "slow"})
+	if _, err := feed.Write(slow[:600]); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 12 {
+		name, _ := k.pull(fmt.Sprint("image", i), 9*mib)
+		k.remove(name)
+	}
+	if _, err := feed.Write(slow[600:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(feed.Close(), <-done); err != nil {
+		t.Fatal(err)
 	}
 	k.check(t)
 }
