@@ -10,7 +10,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/klauspost/readahead"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/daxfs/containerd-daxfs/internal/disk"
@@ -42,19 +41,19 @@ var imageChunks = sync.Pool{New: func() any { b := make([]byte, imageChunk); ret
 // is its tree, which is a layer tree without marks.
 //
 // r must end with the image. What lies between files is zero. diff, if not nil, is
-// given all bytes of r. That and reading run ahead of the import, and have ended
-// when FromImage returns.
+// given all bytes of r. Both run beside the import, and have ended when FromImage
+// returns.
 //
 // Errors about the image wrap disk.ErrCorrupt, disk.ErrNotDAXFS, disk.ErrUnsupported (another
 // version, page size or kind of image), ErrTruncated, ErrBadLayer or
 // ErrTooLarge; those of r and store are returned as they are.
 func FromImage(ctx context.Context, r io.Reader, diff io.Writer, store Store, opts ImageOptions) (*mkdaxfs.Tree, error) {
-	if diff != nil {
-		r = io.TeeReader(r, diff)
+	image, err := stages(io.NopCloser(r), diff)
+	if err != nil {
+		return nil, err
 	}
-	ahead := readahead.NewReader(r)
-	defer func() { _ = ahead.Close() }() // of what is read to its end, or failed
-	return fromImage(ctx, ahead, store, opts)
+	defer func() { _ = image.Close() }() // of what is read to its end, or failed
+	return fromImage(ctx, image, store, opts)
 }
 
 func fromImage(ctx context.Context, r io.Reader, store Store, opts ImageOptions) (*mkdaxfs.Tree, error) {

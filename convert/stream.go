@@ -13,8 +13,8 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/readahead"
 
+	"github.com/daxfs/containerd-daxfs/internal/gunzip"
 	"github.com/daxfs/containerd-daxfs/mkdaxfs"
 )
 
@@ -33,9 +33,9 @@ func CheckLayerType(mediaType string) error {
 // unpigz where containerd finds them, or zstd; told apart by their first
 // bytes). diff, if not nil, is given the uncompressed bytes: their SHA-256 is a
 // layer's diffID. blob is read to its end; after an error, and only then, a read
-// of it may be under way still.
+// of it may be under way still, and a write to diff.
 //
-// Decompression runs beside the import. Its errors wrap ErrTruncated or
+// Decompression and hashing run beside the import. Decompression's errors wrap ErrTruncated or
 // ErrBadLayer, those of blob are returned as they are, and the others are
 // FromTar's.
 func FromStream(ctx context.Context, blob io.Reader, diff io.Writer, store Store, opts TarOptions) (*mkdaxfs.Tree, []Warning, error) {
@@ -43,26 +43,25 @@ func FromStream(ctx context.Context, blob io.Reader, diff io.Writer, store Store
 	head := bufio.NewReader(source)
 	magic, _ := head.Peek(magicSize) // of a shorter stream FromTar says what is wrong
 	magic = bytes.Clone(magic)
-	d, err := compression.DecompressStream(head)
+	d, err := decompress(head, magic)
 	if err != nil {
 		return nil, nil, decompressError(source, err)
 	}
-	ahead := readahead.NewReadCloser(&decompressed{d, source})
-	var r io.Reader = ahead
-	if diff != nil {
-		r = io.TeeReader(ahead, diff)
+	plain, err := stages(&decompressed{d, source}, diff)
+	if err != nil {
+		return nil, nil, errors.Join(err, d.Close())
 	}
-	tree, warnings, err := FromTar(ctx, r, store, opts)
+	tree, warnings, err := FromTar(ctx, plain, store, opts)
 	if err != nil {
 		// It is not waited for a read that is under way, which may be one of a
 		// terminal or a pipe.
-		go func() { _ = ahead.Close() }()
+		go func() { _ = plain.Close() }()
 		if name := otherCompression(magic); name != "" && (errors.Is(err, ErrBadLayer) || errors.Is(err, ErrTruncated)) {
 			err = fmt.Errorf("archive is compressed with %s, want gzip, zstd or none: %w", name, errdefs.ErrNotImplemented)
 		}
 		return nil, nil, err
 	}
-	if err := ahead.Close(); err != nil {
+	if err := plain.Close(); err != nil {
 		return nil, nil, fmt.Errorf("end decompression: %w", err)
 	}
 	// The decompressor may stop before bytes that follow the compressed data;
@@ -73,7 +72,15 @@ func FromStream(ctx context.Context, blob io.Reader, diff io.Writer, store Store
 	return tree, warnings, nil
 }
 
-// magicSize bytes are enough for otherCompression.
+// decompress does it as containerd does.
+func decompress(r io.Reader, magic []byte) (io.ReadCloser, error) {
+	if program := gunzip.Program(); program != "" && compression.DetectCompression(magic) == compression.Gzip {
+		return gunzip.NewReader(program, r)
+	}
+	return compression.DecompressStream(r)
+}
+
+// magicSize bytes are enough to tell compressions apart.
 const magicSize = 8
 
 // otherCompression names a format that is common for tar files but not known to
@@ -107,12 +114,12 @@ func (s *sourceReader) Read(p []byte) (int, error) {
 // decompressed tells errors of the decompressor from those of the blob, and of the
 // archive in it.
 type decompressed struct {
-	compression.DecompressReadCloser
+	io.ReadCloser
 	source *sourceReader
 }
 
 func (d *decompressed) Read(p []byte) (int, error) {
-	n, err := d.DecompressReadCloser.Read(p)
+	n, err := d.ReadCloser.Read(p)
 	if err != nil && err != io.EOF { //nolint:errorlint // one that it wraps is an early end
 		err = decompressError(d.source, err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,6 +26,7 @@ import (
 	"github.com/daxfs/containerd-daxfs/integration/images"
 	"github.com/daxfs/containerd-daxfs/integration/lab"
 	"github.com/daxfs/containerd-daxfs/integration/report"
+	"github.com/daxfs/containerd-daxfs/internal/gunzip"
 )
 
 // bench is what all parts work with.
@@ -74,20 +76,9 @@ func measure(ctx context.Context, t testing.TB, o *options) error {
 	return nil
 }
 
-// gunzip is the program that containerd and our daemon decompress gzip with, as
-// containerd's package compression chooses it.
-func gunzip() string {
-	for _, g := range []struct{ program, disabled string }{{"igzip", "CONTAINERD_DISABLE_IGZIP"}, {"unpigz", "CONTAINERD_DISABLE_PIGZ"}} {
-		if _, err := exec.LookPath(g.program); err == nil && os.Getenv(g.disabled) == "" {
-			return g.program
-		}
-	}
-	return "built in"
-}
-
 // note says in raw files what the figures depend on besides the machine.
 func (b *bench) note() string {
-	note := "gunzip: " + gunzip()
+	note := "gunzip: " + filepath.Base(cmp.Or(gunzip.Program(), "built in"))
 	if b.others.MkfsErofs != "" {
 		out, _ := exec.Command(filepath.Join(b.others.MkfsErofs, "mkfs.erofs"), "--version").Output()
 		version, _, _ := strings.Cut(string(out), "\n")

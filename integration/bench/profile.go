@@ -162,7 +162,7 @@ var prefixes = []struct{ prefix, work string }{
 	{"crypto/sha256.", sha256Work}, {"crypto/internal/fips140/sha256.", sha256Work}, {"github.com/minio/sha256-simd.", sha256Work},
 	{"github.com/zeebo/blake3", blake3Work},
 	{"github.com/klauspost/compress/", inflating}, {"compress/", inflating}, {"hash/crc32.", inflating},
-	{"os/exec.", piping}, {"github.com/klauspost/readahead.", piping},
+	{"github.com/daxfs/containerd-daxfs/internal/gunzip.", piping}, {"github.com/klauspost/readahead.", piping},
 	{"google.golang.org/", reading}, {"golang.org/x/net/http2", reading}, {"github.com/containerd/containerd/v2/core/content", reading},
 	{"github.com/containerd/containerd/api/", reading},
 	{"runtime.gcBgMarkWorker", runtimes}, {"runtime.schedule", runtimes}, {"runtime.mcall", runtimes}, {"runtime.bgsweep", runtimes},
