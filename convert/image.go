@@ -48,7 +48,11 @@ var imageChunks = sync.Pool{New: func() any { b := make([]byte, imageChunk); ret
 // version, page size or kind of image), ErrTruncated, ErrBadLayer or
 // ErrTooLarge; those of r and store are returned as they are.
 func FromImage(ctx context.Context, r io.Reader, diff io.Writer, store Store, opts ImageOptions) (*mkdaxfs.Tree, error) {
-	image, err := stages(io.NopCloser(r), diff)
+	// Reading takes little beside hashing.
+	if diff != nil {
+		r = io.TeeReader(r, diff)
+	}
+	image, err := stage(io.NopCloser(r))
 	if err != nil {
 		return nil, err
 	}
