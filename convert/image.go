@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/klauspost/readahead"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/daxfs/containerd-daxfs/internal/disk"
@@ -48,16 +49,12 @@ var imageChunks = sync.Pool{New: func() any { b := make([]byte, imageChunk); ret
 // version, page size or kind of image), ErrTruncated, ErrBadLayer or
 // ErrTooLarge; those of r and store are returned as they are.
 func FromImage(ctx context.Context, r io.Reader, diff io.Writer, store Store, opts ImageOptions) (*mkdaxfs.Tree, error) {
-	// Reading takes little beside hashing.
 	if diff != nil {
 		r = io.TeeReader(r, diff)
 	}
-	image, err := stage(io.NopCloser(r))
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = image.Close() }() // of what is read to its end, or failed
-	return fromImage(ctx, image, store, opts)
+	ahead := readahead.NewReader(r)
+	defer func() { _ = ahead.Close() }() // of what is read to its end, or failed
+	return fromImage(ctx, ahead, store, opts)
 }
 
 func fromImage(ctx context.Context, r io.Reader, store Store, opts ImageOptions) (*mkdaxfs.Tree, error) {

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
+	"github.com/klauspost/readahead"
 
 	"github.com/daxfs/containerd-daxfs/internal/gunzip"
 	"github.com/daxfs/containerd-daxfs/mkdaxfs"
@@ -33,9 +34,9 @@ func CheckLayerType(mediaType string) error {
 // unpigz where containerd finds them, or zstd; told apart by their first
 // bytes). diff, if not nil, is given the uncompressed bytes: their SHA-256 is a
 // layer's diffID. blob is read to its end; after an error, and only then, a read
-// of it may be under way still, and a write to diff.
+// of it may be under way still.
 //
-// Decompression and hashing run beside the import. Decompression's errors wrap ErrTruncated or
+// Decompression runs beside the import. Its errors wrap ErrTruncated or
 // ErrBadLayer, those of blob are returned as they are, and the others are
 // FromTar's.
 func FromStream(ctx context.Context, blob io.Reader, diff io.Writer, store Store, opts TarOptions) (*mkdaxfs.Tree, []Warning, error) {
@@ -47,21 +48,22 @@ func FromStream(ctx context.Context, blob io.Reader, diff io.Writer, store Store
 	if err != nil {
 		return nil, nil, decompressError(source, err)
 	}
-	plain, err := stages(&decompressed{d, source}, diff)
-	if err != nil {
-		return nil, nil, errors.Join(err, d.Close())
+	ahead := readahead.NewReadCloser(&decompressed{d, source})
+	var r io.Reader = ahead
+	if diff != nil {
+		r = io.TeeReader(ahead, diff)
 	}
-	tree, warnings, err := FromTar(ctx, plain, store, opts)
+	tree, warnings, err := FromTar(ctx, r, store, opts)
 	if err != nil {
 		// It is not waited for a read that is under way, which may be one of a
 		// terminal or a pipe.
-		go func() { _ = plain.Close() }()
+		go func() { _ = ahead.Close() }()
 		if name := otherCompression(magic); name != "" && (errors.Is(err, ErrBadLayer) || errors.Is(err, ErrTruncated)) {
 			err = fmt.Errorf("archive is compressed with %s, want gzip, zstd or none: %w", name, errdefs.ErrNotImplemented)
 		}
 		return nil, nil, err
 	}
-	if err := plain.Close(); err != nil {
+	if err := ahead.Close(); err != nil {
 		return nil, nil, fmt.Errorf("end decompression: %w", err)
 	}
 	// The decompressor may stop before bytes that follow the compressed data;
